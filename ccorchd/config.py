@@ -21,7 +21,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ccorchd.contract import ErrorCode
 from ccorchd.errors import CcorchError
@@ -30,6 +30,7 @@ from ccorchd.model import Limits, parse_size
 FILE_NAME: Final = "ccorchd.toml"
 VARIABLE_PREFIX: Final = "CCORCH_"
 
+N = TypeVar("N", int, float)
 Value = bool | int | float | str | tuple[str, ...]
 
 
@@ -51,8 +52,8 @@ class Setting:
 
     ``reload`` says whether ``ccorchctl config reload`` (and ``systemctl reload``) applies a change; the others need a
     restart of the daemon, which leaves every instance running. ``least`` and ``most`` bound numbers and sizes (in
-    bytes), both included. ``check`` raises :class:`CcorchError` on a text that the kind alone would let pass; for a list it
-    gets each element.
+    bytes), both included. ``check`` raises :class:`CcorchError` on a text that the kind alone would let pass; for a list
+    it gets each element.
     """
 
     key: str
@@ -147,13 +148,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     Setting(
         "instances.stop_timeout", Kind.SECONDS, 10.0,
-        "How long the processes of an instance may take to end after SIGTERM; then the kernel kills those that are left.",
+        "How long the processes of an instance may take to end after SIGTERM; then those that are left are killed.",
         least=0.1, most=3600,
     ),
     Setting(
         "instances.memory_share", Kind.TEXT, "auto",
-        'How much of the host\'s memory one instance gets when no limit is given: a percentage, or "auto" for a share that '
-        "follows from instances.max.",
+        'How much of the host\'s memory one instance gets when no limit is given: a percentage, or "auto" for a share '
+        "that follows from instances.max.",
         check=_check_share,
     ),
     Setting(
@@ -201,8 +202,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     Setting(
         "logs.lines_per_10s", Kind.INT, 200,
-        "How many journal lines one instance may cause in ten seconds. What is above is counted and the count is logged; "
-        "the events shown by ccorchctl are kept in any case.",
+        "How many journal lines one instance may cause in ten seconds. What is above is counted and the count is "
+        "logged; the events shown by ccorchctl are kept in any case.",
         reload=False, least=1, most=100_000,
     ),
     Setting(
@@ -233,7 +234,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("claude.model", Kind.TEXT, "", "The model that Claude Code is told to use. Empty: its own choice."),
     Setting(
         "claude.config_dir", Kind.TEXT, "",
-        "The folder for Claude Code's own settings and log-in (its CLAUDE_CONFIG_DIR). Empty: the user's own, ~/.claude.",
+        "The folder for Claude Code's settings and log-in (its CLAUDE_CONFIG_DIR). Empty: the user's own, ~/.claude.",
         check=_check_folder,
     ),
     Setting(
@@ -263,7 +264,8 @@ class Config:
     """Checked values of all settings, with where each comes from.
 
     ``config["instances.max"]`` has the type of the setting's default (seconds are floats, lists are tuples); an
-    unknown key is a KeyError, since only the code can be wrong then. Holders keep the one object: :meth:`adopt` changes it.
+    unknown key is a KeyError, since only the code can be wrong then. Holders keep the one object: :meth:`adopt` changes
+    it.
     """
 
     def __init__(self) -> None:
@@ -429,7 +431,9 @@ def _unknown(key: str, where: str) -> CcorchError:
         return [known[match] for match in difflib.get_close_matches(word, known, n=1, cutoff=cutoff)]
 
     # A slip within the section, else the right name in the wrong section or without any, else what looks most alike.
-    near = close(name, own, 0.6) or close(name or section, names, 0.9) or close(key, {each: each for each in _BY_KEY}, 0.6)
+    near = (
+        close(name, own, 0.6) or close(name or section, names, 0.9) or close(key, {each: each for each in _BY_KEY}, 0.6)
+    )
     if near:
         hint = f"Did you mean {near[0]}?"
     elif section in _SECTIONS:
@@ -440,6 +444,9 @@ def _unknown(key: str, where: str) -> CcorchError:
     return CcorchError(ErrorCode.CONFIG_INVALID, f"{where}: unknown {what} {key}", hint)
 
 
+_NEVER: Final = re.compile(r"(?!)")
+
+
 def _line(text: str, section: str, name: str) -> str:
     """Return ``:LINE`` of a key, or nothing where this simple reading does not find it (tomllib tells no lines)."""
 
@@ -447,10 +454,13 @@ def _line(text: str, section: str, name: str) -> str:
         return rf"""(?:{re.escape(word)}|"{re.escape(word)}"|'{re.escape(word)}')"""
 
     header = re.compile(r"\s*\[+\s*([^\]]*?)\s*\]+\s*(?:#.*)?\Z")
-    own_header = re.compile(spelled(section) + (rf"(?:\s*\.\s*{spelled(name)}(?:\s*\..*)?)?\Z" if name else r"(?:\s*\..*)?\Z"))
+    own_header = re.compile(
+        spelled(section) + (rf"(?:\s*\.\s*{spelled(name)}(?:\s*\..*)?)?\Z" if name else r"(?:\s*\..*)?\Z")
+    )
     in_section = re.compile(rf"\s*{spelled(name)}\s*[=.]")
     dotted = re.compile(
-        rf"\s*{spelled(section)}\s*" + (rf"(?:\.\s*{spelled(name)}\s*[=.]|=.*\b{re.escape(name)}\b)" if name else "[=.]")
+        rf"\s*{spelled(section)}\s*"
+        + (rf"(?:\.\s*{spelled(name)}\s*[=.]|=.*\b{re.escape(name)}\b)" if name else "[=.]")
     )
     here, first_header = "", ""
     for number, line in enumerate(text.split("\n"), 1):
@@ -460,14 +470,14 @@ def _line(text: str, section: str, name: str) -> str:
                 first_header = first_header or f":{number}"
                 if not name or here.strip("\"'") != section:
                     return f":{number}"
-        elif here.strip("\"'") == section and name and in_section.match(line):
-            return f":{number}"
-        elif not here and dotted.match(line):
+        elif (dotted if not here else in_section if name and here.strip("\"'") == section else _NEVER).match(line):
             return f":{number}"
     return first_header
 
 
-_WORDS: Final = {word: truth for truth, words in ((True, "1 yes true on"), (False, "0 no false off")) for word in words.split()}
+_WORDS: Final = {
+    word: truth for truth, words in ((True, "1 yes true on"), (False, "0 no false off")) for word in words.split()
+}
 
 
 def _from_text(setting: Setting, text: str) -> object:
@@ -543,7 +553,7 @@ def _check_text(setting: Setting, text: str) -> None:
         setting.check(text)
 
 
-def _in_range(setting: Setting, number: float, wrong: _Wrong) -> Any:
+def _in_range(setting: Setting, number: N, wrong: _Wrong) -> N:
     if (setting.least is not None and number < setting.least) or (setting.most is not None and number > setting.most):
         raise wrong
     return number
@@ -629,14 +639,15 @@ def man() -> str:
         ".br",
         ".I \\(ti/.config/ccorch/ccorchd.toml.d/*.toml",
         ".SH DESCRIPTION",
-        "The files are TOML. Later ones win: the defaults, the file ccorchd.toml, the files of ccorchd.toml.d in the order of",
-        "their names, and last the environment of the daemon, where the setting",
+        "The files are TOML. Later ones win: the defaults, the file ccorchd.toml, the files of ccorchd.toml.d in the",
+        "order of their names, and last the environment of the daemon, where the setting",
         ".I section.name",
         "is the variable",
         ".IR CCORCH_SECTION_NAME .",
         "Lists in a variable are separated by spaces or commas.",
         ".PP",
-        "An unknown setting or a value that does not fit is an error: the daemon does not start, and a reload changes nothing.",
+        "An unknown setting or a value that does not fit is an error: the daemon does not start, and a reload changes",
+        "nothing.",
         ".PP",
         ".B ccorchctl config",
         "shows each setting with its value and the file or variable it comes from.",
@@ -651,7 +662,7 @@ def man() -> str:
                 continue
             lines += [
                 ".TP",
-                f".BR {setting.name} \" = {_roff(show(setting.default))}\"",
+                f'.BR {setting.name} " = {_roff(show(setting.default))}"',
                 _roff(setting.help),
                 ".br",
                 f"Value: {_roff(setting.allowed())}. Variable: {setting.variable}.",

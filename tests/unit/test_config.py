@@ -37,7 +37,9 @@ def refused(folder: Path, environment: dict[str, str] | None = None) -> CcorchEr
 
 
 def test_defaults_without_any_file(tmp_path: Path) -> None:
-    config = load(tmp_path / "absent", {"PATH": "/bin", "CCORCH_SUFFIX": "run", "CCORCH_SOCKET": "/x", "CCORCH_INSTANCE": "a/b"})
+    config = load(
+        tmp_path / "absent", {"PATH": "/bin", "CCORCH_SUFFIX": "run", "CCORCH_SOCKET": "/x", "CCORCH_INSTANCE": "a/b"}
+    )
     assert {key: config[key] for key in config} == {setting.key: setting.default for setting in SETTINGS}
     assert {config.source(key) for key in config} == {"default"}
 
@@ -59,7 +61,10 @@ def test_later_ones_win_and_are_named(tmp_path: Path) -> None:
     config = load(tmp_path, {"CCORCH_INSTANCES_CPU_WEIGHT": "90"})
     assert (config["instances.max"], config.source("instances.max")) == (3, str(main))
     assert (config["instances.tasks_max"], config.source("instances.tasks_max")) == (300, str(second))
-    assert (config["instances.cpu_weight"], config.source("instances.cpu_weight")) == (90, "CCORCH_INSTANCES_CPU_WEIGHT")
+    assert (config["instances.cpu_weight"], config.source("instances.cpu_weight")) == (
+        90,
+        "CCORCH_INSTANCES_CPU_WEIGHT",
+    )
     assert config["instances.stop_timeout"] == 4.0
     assert isinstance(config["instances.stop_timeout"], float)
 
@@ -215,7 +220,8 @@ def test_memory_high_above_max(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"[instances", "no valid TOML"), (b"\xff\xfe", "not UTF-8"), (b"a = 1\na = 2\n", "no valid TOML")]
+    ("content", "words"),
+    [(b"[instances", "no valid TOML"), (b"\xff\xfe", "not UTF-8"), (b"a = 1\na = 2\n", "no valid TOML")],
 )
 def test_broken_files(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "ccorchd.toml"
@@ -238,7 +244,8 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_a_comment_or_text_is_not_taken_for_the_line(tmp_path: Path) -> None:
-    path = write(tmp_path, "# [ports]\n# firts = 1\n[claude] # see below\nmodel = 'firts'\n[ports] # firts\nfirst = 42000\nfirts = 1\n")
+    text = "# [ports]\n# firts = 1\n[claude] # see below\nmodel = 'firts'\n[ports] # firts\nfirst = 42000\nfirts = 1\n"
+    path = write(tmp_path, text)
     assert refused(tmp_path).message.startswith(f"{path}:7: ")
 
 
@@ -308,7 +315,9 @@ def test_man_page_renders_without_warnings() -> None:
     groff = shutil.which("groff")
     if groff is None:
         pytest.skip("groff is not installed")
-    done = subprocess.run([groff, "-man", "-Tutf8", "-ww", "-z"], input=settings.man(), text=True, capture_output=True, timeout=30)
+    done = subprocess.run(
+        [groff, "-man", "-Tutf8", "-ww", "-z"], input=settings.man(), text=True, capture_output=True, timeout=30
+    )
     assert (done.returncode, done.stderr) == (0, "")
     for setting in SETTINGS:
         assert setting.variable in settings.man()
@@ -317,7 +326,11 @@ def test_man_page_renders_without_warnings() -> None:
 def test_command_line() -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "ccorchd.config", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=30
+            [sys.executable, "-m", "ccorchd.config", *arguments],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
 
     assert run("man").stdout == settings.man()
