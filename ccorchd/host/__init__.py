@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What ccorchd needs from the host: systemd, the bus, tmux, the kernel. One owner file per library."""
+"""The host: one module for each thing of the machine that ccorch leans on."""
