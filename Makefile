@@ -33,7 +33,8 @@ help:
 	@echo '  make clean                  remove build/ and caches of tools'
 
 python:
-	@test -n '$(PYTHON)' || { echo 'ccorch needs Python 3.11 or newer; on Debian 12 and later: apt install python3' >&2; exit 1; }
+	@test -n '$(PYTHON)' || \
+		{ echo 'ccorch needs Python 3.11 or newer; on Debian 12 and later: apt install python3' >&2; exit 1; }
 
 run stop attach ctl: python
 	@$(PYTHON) packaging/run $@
