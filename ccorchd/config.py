@@ -52,8 +52,8 @@ class Setting:
 
     ``reload`` says whether ``ccorchctl config reload`` (and ``systemctl reload``) applies a change; the others need a
     restart of the daemon, which leaves every instance running. ``least`` and ``most`` bound numbers and sizes (in
-    bytes), both included. ``check`` raises :class:`CcorchError` on a text that the kind alone would let pass; for a list
-    it gets each element.
+    bytes), both included. ``check`` raises :class:`CcorchError` on a text that the kind alone would let pass; for a
+    list it gets each element.
     """
 
     key: str
