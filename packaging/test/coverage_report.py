@@ -34,10 +34,12 @@ def _percent(part: float, whole: float) -> float:
 
 def combine(python: Path, root: Path, out: Path, environment: Mapping[str, str]) -> Covered | None:
     """Combine all data below *out*; None when there is none. Raise RuntimeError with coverage's own words otherwise."""
-    folders = sorted({path.parent for path in out.rglob(".coverage.*")})
+    folders = sorted({path.parent for path in out.rglob(".coverage.*") if path.parent != out / "combined"})
     if not folders:
         return None
-    data = out / "coverage.sqlite"
+    # Folders are searched for files that begin with the name of the result.
+    data = out / "combined" / ".coverage"
+    data.parent.mkdir(exist_ok=True)
     report = out / "coverage.txt"
     machine_readable = out / "coverage.json"
     clean = {name: value for name, value in environment.items() if not name.startswith("COVERAGE_")}

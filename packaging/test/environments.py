@@ -16,8 +16,9 @@ OLDEST = (3, 11)
 REFRESH_AFTER = 7 * 86400.0
 """Seconds after which PyPI is asked for newer versions again."""
 
-TOOLS = ("ruff==0.17.6", "mypy==2.4.1", "types-psutil==7.2.2.20261111")
-"""Pinned: a new linter must not fail a change that has nothing to do with it."""
+TOOLS = ("ruff==0.17.6", "mypy==2.4.1", "types-psutil==7.2.2.20261111", "coverage==7.17.3")
+"""Pinned: a new linter must not fail a change that has nothing to do with it. Coverage has to lie in the venv itself,
+because the distribution's packages are not yet on the path when the venv's .pth files are read."""
 
 LIBRARIES = (
     "GitPython",
@@ -74,7 +75,7 @@ class Recipe:
 
 
 def _version(python: Path) -> tuple[int, ...]:
-    command = [python, "-c", "import sys; print(*sys.version_info[:2])"]
+    command = [str(python), "-c", "import sys; print(*sys.version_info[:2])"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
