@@ -9,7 +9,7 @@ from pathlib import Path
 
 if not __package__:
     # Run as a folder: Python has put the folder itself on the path, and the package is above it.
-    sys.path[:] = [str(Path(__file__).resolve().parent.parent), *(entry for entry in sys.path if entry)][: len(sys.path)]
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from machine.errors import MachineError, NotPossibleHere
 from machine.nspawn import Machine, running

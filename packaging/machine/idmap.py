@@ -80,7 +80,8 @@ def _user_namespace(uid_map: str, gid_map: str) -> Iterator[int]:
         text=True,
     )
     try:
-        assert holder.stdout is not None and holder.stderr is not None
+        assert holder.stdout is not None
+        assert holder.stderr is not None
         if holder.stdout.readline() != "ready\n":
             raise NotPossibleHere(f"This kernel gives no user namespace: {holder.stderr.read().strip()}")
         Path(f"/proc/{holder.pid}/uid_map").write_text(uid_map)
@@ -131,8 +132,8 @@ def bind_mapped(source: Path, target: Path, *, uid: tuple[int, int], gid: tuple[
     except OSError as error:
         if error.errno in (errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP):
             raise NotPossibleHere(
-                f"{source} cannot be shown to another user: its file system or this kernel (Linux {os.uname().release}) "
-                f"has no ID-mapped mounts ({error.strerror})."
+                f"{source} cannot be shown to another user: its file system or this kernel "
+                f"(Linux {os.uname().release}) has no ID-mapped mounts ({error.strerror})."
             ) from error
         raise MachineError(f"{source} cannot be bound into the machine: {error.strerror}.") from error
     finally:

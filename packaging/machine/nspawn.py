@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A machine over the host's own file system: the host's programs, a systemd, users and a journal of its own.
 
-What is written inside goes to memory and is gone afterwards, except in folders that are bound in. Boots in one to three
-seconds; needs root with CAP_SYS_ADMIN and systemd-nspawn (Debian's ``systemd-container``). Limits are enforced only where
-the host keeps its controllers on cgroup v2.
+What is written inside goes to memory and is gone afterwards, except in folders that are bound in. Boots in one to
+three seconds; needs root with CAP_SYS_ADMIN and systemd-nspawn (Debian's ``systemd-container``). Limits are enforced
+only where the host keeps its controllers on cgroup v2.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .errors import MachineError, NotPossibleHere
+from .inside import ROOT_PATH, command_line
 from .overlay import Bind, Spec
 
 BASE = Path("/run")
 _PREFIX = "ccorch-machine-"
-_PATH = "/usr/local/bin:/usr/bin:/bin"
-_ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def why_not() -> str:
-    """Return one sentence that says why no such machine can be made here, or an empty string when nothing speaks against it.
+    """Return one sentence that says why no such machine can be made here, or an empty string.
 
     Only a boot proves that one can: this looks at what is cheap to see.
     """
     if os.geteuid() != 0:
         return "A machine over the host's file system needs root."
-    for program, package in (("systemd-nspawn", "systemd-container"), ("nsenter", "util-linux"), ("setpriv", "util-linux")):
+    wanted = {"systemd-nspawn": "systemd-container", "nsenter": "util-linux", "setpriv": "util-linux"}
+    for program, package in wanted.items():
         if shutil.which(program) is None:
             return f"{program} is missing (apt install {package})."
     capabilities = 0
@@ -72,7 +72,10 @@ def _own_cgroup(pid: int | str = "self") -> str:
 
 
 def _started(pid: int) -> int:
-    """Return the start time of a process in clock ticks, 0 when there is none: a number alone may be somebody else's by now."""
+    """Return the start time of a process in clock ticks, 0 when there is none or only its zombie.
+
+    A process number alone may be somebody else's by now.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return 0 if fields[0] in "ZX" else int(fields[19])
@@ -192,14 +195,15 @@ class Machine:
         self._save()
         while True:
             self._still(deadline)
-            done = self.run(["systemctl", "is-system-running", "--wait"], user="root", timeout=deadline - time.monotonic())
+            left = max(1.0, deadline - time.monotonic())
+            done = self.run(["systemctl", "is-system-running", "--wait"], user="root", timeout=left)
             if done.stdout.strip() in ("running", "degraded"):
                 break
             time.sleep(0.02)
         if self.user:
             done = self.run(["systemctl", "start", f"user@{self.uid}.service"], user="root")
             if done.returncode:
-                raise MachineError(f"The user manager of {self.user} does not start in the machine: {done.stderr.strip()}")
+                raise MachineError(f"The user manager of {self.user} does not start: {done.stderr.strip()}")
 
     def _still(self, deadline: float) -> None:
         if not self.alive:
@@ -212,21 +216,9 @@ class Machine:
 
     # Entering
 
-    def environment(self, user: str) -> dict[str, str]:
-        """Return the clean environment a command of *user* starts with."""
-        base = {"LANG": "C.UTF-8", "TERM": os.environ.get("TERM", "dumb"), "USER": user, "LOGNAME": user}
-        if user == "root":
-            return base | {"HOME": "/root", "PATH": _ROOT_PATH, "SHELL": "/bin/bash"}
-        uid = self._uid_of(user)
-        return base | {
-            "HOME": f"/home/{user}",
-            "SHELL": "/bin/bash",
-            "PATH": _PATH,
-            "XDG_RUNTIME_DIR": f"/run/user/{uid}",
-            "DBUS_SESSION_BUS_ADDRESS": f"unix:path=/run/user/{uid}/bus",
-        }
-
     def _uid_of(self, user: str) -> int:
+        if user == "root":
+            return 0
         if user == self.user:
             return self.uid
         for line in Path(f"/proc/{self.leader}/root/etc/passwd").read_text().splitlines():
@@ -259,23 +251,15 @@ class Machine:
         login: bool = False,
         group: Path | None = None,
     ) -> list[str]:
-        """Return what to execute on the host to run *command* inside. With *tty* it gets a terminal of the machine's own.
+        """Return what to execute on the host to run *command* inside, with *tty* on a terminal of the machine's own.
 
         *login* goes through PAM, so that logind opens a session (as ssh does) which ends with the command.
         """
         user = user or self.user or "root"
-        variables = self.environment(user) | dict(env or {})
         inner = list(command)
         if tty:
             inner = ["script", "--quiet", "--return", "--command", shlex.join(inner), "/dev/null"]
-        home = cwd or variables["HOME"]
-        settings = [f"{key}={value}" for key, value in variables.items()]
-        inner = ["env", "-i", "-C", home, *settings, *inner]
-        if login:
-            inner = ["su", "--login", user, "--command", shlex.join(inner)]
-        elif user != "root":
-            uid = self._uid_of(user)
-            inner = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--init-groups", *inner]
+        inner = command_line(inner, user=user, uid=self._uid_of(user), env=env, cwd=cwd, login=login)
         enter = ["nsenter", f"--target={self.leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"]
         group = group or self._group()
         return ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(group), *enter, *inner]
@@ -285,7 +269,7 @@ class Machine:
         command: Sequence[str],
         *,
         user: str = "",
-        input: str | None = None,  # noqa: A002 - the name subprocess.run uses
+        input: str | None = None,
         timeout: float | None = 120,
         env: Mapping[str, str] | None = None,
         cwd: str = "",
@@ -299,8 +283,6 @@ class Machine:
         """
         group = self._group()
         argv = self.argv(command, user=user, env=env, cwd=cwd, tty=tty, login=login, group=group)
-        stdin = None if input is not None else subprocess.DEVNULL
-        options = {"stdin": stdin} if stdin is not None else {"input": input}
         try:
             done = subprocess.run(
                 argv,
@@ -309,8 +291,8 @@ class Machine:
                 errors="replace",
                 timeout=timeout,
                 check=False,
-                env={"PATH": _ROOT_PATH},
-                **options,  # type: ignore[call-overload]
+                env={"PATH": ROOT_PATH},
+                input=input or "",
             )
         except subprocess.TimeoutExpired as error:
             _kill_group(group)
@@ -320,7 +302,9 @@ class Machine:
                 group.rmdir()
         result = subprocess.CompletedProcess(list(command), done.returncode, done.stdout, done.stderr)
         if check and result.returncode:
-            raise MachineError(f"{shlex.join(command)} failed in the machine: {(result.stderr or result.stdout).strip()}")
+            raise MachineError(
+                f"{shlex.join(command)} failed in the machine: {(result.stderr or result.stdout).strip()}"
+            )
         return result
 
     def interactive(self, command: Sequence[str], *, user: str = "", env: Mapping[str, str] | None = None) -> int:
@@ -362,8 +346,8 @@ def _cgroup_for(name: str) -> tuple[list[str], Path | None]:
     Where PID 1 is systemd the tree is systemd's, and a delegated scope has to be asked for.
     """
     if Path("/run/systemd/system").is_dir():
-        unit = f"{_PREFIX}{name}.scope"
-        return ["systemd-run", "--quiet", "--scope", f"--unit={unit}", "--property=Delegate=yes", "--collect", "--"], None
+        command = ["systemd-run", "--quiet", "--scope", f"--unit={_PREFIX}{name}.scope", "--property=Delegate=yes"]
+        return [*command, "--collect", "--"], None
     mount = _cgroup_mount()
     assert mount is not None
     group = mount / f"{_PREFIX}{name}"
@@ -380,13 +364,13 @@ def _descendants(pid: int) -> Iterator[int]:
 
 
 def _find_leader(pid: int) -> int:
-    """Return the first process of the machine (PID 1 inside, and already executing systemd), 0 when there is none yet."""
+    """Return the first process of the machine (PID 1 inside, executing systemd by now), 0 when there is none yet."""
     for child in _descendants(pid):
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{child}/status").read_text().splitlines():
-                if line.startswith("NSpid:") and line.split()[-1] == "1" and len(line.split()) > 2:
-                    if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
-                        return child
+            status = Path(f"/proc/{child}/status").read_text()
+            numbers = next(line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:"))
+            if len(numbers) > 1 and numbers[-1] == "1" and status.startswith("Name:\tsystemd\n"):
+                return child
     return 0
 
 

@@ -150,11 +150,10 @@ def _add_user(root: Path, spec: Spec) -> None:
     home = root / "home" / spec.user
     if not home.parent.exists():
         home.parent.mkdir(mode=0o755)
-    for command in (
-        ["groupadd", "--root", str(root), "--gid", str(spec.gid), spec.user],
-        ["useradd", "--root", str(root), "--uid", str(spec.uid), "--gid", str(spec.gid), "--create-home"]
-        + ["--home-dir", f"/home/{spec.user}", "--shell", "/bin/bash", "--key", "MAIL_DIR=/dev/null", spec.user],
-    ):
+    group = ["groupadd", "--root", str(root), "--gid", str(spec.gid), spec.user]
+    user = ["useradd", "--root", str(root), "--uid", str(spec.uid), "--gid", str(spec.gid), "--create-home"]
+    user += ["--home-dir", f"/home/{spec.user}", "--shell", "/bin/bash", "--key", "MAIL_DIR=/dev/null", spec.user]
+    for command in (group, user):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise MachineError(f"The user {spec.user} cannot be made in the machine: {done.stderr.strip()}")
