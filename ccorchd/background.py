@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Work that goes on beside the caller: every task in one group, none able to take the daemon down, all ended together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Self
+
+_log = logging.getLogger(__name__)
+
+
+class Background:
+    """A task group whose members may fail one by one: a failure is logged with its task's name and ends nothing else."""
+
+    def __init__(self) -> None:
+        self._group = asyncio.TaskGroup()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+        await self._group.__aexit__(kind, error, trace)
+
+    def spawn(self, work: Coroutine[object, object, object], name: str) -> asyncio.Task[None] | None:
+        """Run *work* beside the caller; None (and *work* is closed) once the group is being cancelled."""
+        if self._closing:
+            work.close()
+            return None
+        task = self._group.create_task(self._guard(work, name), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    @staticmethod
+    async def _guard(work: Coroutine[object, object, object], name: str) -> None:
+        try:
+            await work
+        except Exception:
+            _log.exception("%s failed", name)
+
+    def cancel(self) -> None:
+        """Cancel all members; the group takes no more."""
+        self._closing = True
+        for task in self._tasks:
+            task.cancel()
+
+    async def drain(self, timeout: float) -> bool:
+        """Wait at most *timeout* seconds for the members to end by themselves; tell whether all did."""
+        pending = {task for task in self._tasks if task is not asyncio.current_task()}
+        if not pending:
+            return True
+        _, late = await asyncio.wait(pending, timeout=timeout)
+        return not late

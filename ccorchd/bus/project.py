@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``org.ccorch1.Project``: one object per registered repository under ``/org/ccorch1/project``."""
+
+from __future__ import annotations
+
+from ccorchd.bus.guard import Guard, guarded
+from ccorchd.bus.options import Options
+from ccorchd.contract import PROJECT_FIELDS, PROJECT_INTERFACE
+from ccorchd.errors import CcorchError
+from ccorchd.host.dbus import PropertyAccess, ServiceInterface, Variant, dbus_property, method, variants
+from ccorchd.model import ProjectRecord
+from ccorchd.orchestrator import Orchestrator
+from ccorchd.records import microseconds, project_fields
+
+
+class ProjectInterface(ServiceInterface):  # type: ignore[misc]
+    """The verbs of one project."""
+
+    def __init__(self, orchestrator: Orchestrator, guard: Guard, project: ProjectRecord) -> None:
+        super().__init__(PROJECT_INTERFACE)
+        self.guard = guard
+        self._orchestrator = orchestrator
+        self._project = project
+
+    def subject(self) -> str:
+        return self._project.name
+
+    def values(self) -> dict[str, object]:
+        """Return all properties with plain values."""
+        return {"Name": self.Name, "Repository": self.Repository, "Created": self.Created}
+
+    @dbus_property(access=PropertyAccess.READ)
+    def Name(self) -> "s":  # type: ignore[name-defined]  # noqa: F821
+        return self._project.name
+
+    @dbus_property(access=PropertyAccess.READ)
+    def Repository(self) -> "s":  # type: ignore[name-defined]  # noqa: F821
+        return self._project.repository
+
+    @dbus_property(access=PropertyAccess.READ)
+    def Created(self) -> "t":  # type: ignore[name-defined]  # noqa: F821
+        return microseconds(self._project.created)
+
+    @method()
+    @guarded(mutating=False)
+    async def Describe(self) -> "a{sv}":  # noqa: F722
+        return describe(self._orchestrator, self._project)
+
+    @method()
+    @guarded(mutating=True)
+    async def AgreeSetup(self, digest: "s") -> None:  # type: ignore[name-defined]  # noqa: F821
+        await self._orchestrator.agree(self._project, digest, actor=await self.guard.actor())
+
+    @method()
+    @guarded(mutating=True)
+    async def Remove(self, options: "a{sv}") -> None:  # noqa: F722
+        Options(options, {})
+        await self._orchestrator.unregister(self._project, actor=await self.guard.actor())
+
+
+def describe(orchestrator: Orchestrator, project: ProjectRecord) -> dict[str, Variant]:
+    """Return the project's record; a broken .ccorch.toml does not hide the project, it shows as not agreed."""
+    count = sum(record.project_id == project.id for record in orchestrator.instances.records.values())
+    try:
+        file, agreed = orchestrator.setup_of(project)
+        setup, digest = list(file.setup), file.digest
+    except CcorchError as error:
+        setup, digest, agreed = [error.message], "", False
+    return variants(PROJECT_FIELDS, project_fields(project, count, setup, digest, agreed))

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the daemon holds in memory for an instance that has processes. All of it can be made again from the record."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ccorchd.agents.base import Paths
+from ccorchd.host.pidfd import PidWatch
+from ccorchd.host.reports import ReportServer
+from ccorchd.host.tmux import TmuxServer
+
+
+@dataclass(slots=True)
+class Live:
+    """Handles of one running instance."""
+
+    paths: Paths
+    reports: ReportServer
+    unit: str
+    tmux: TmuxServer | None = None
+    pid: int = 0
+    watch: PidWatch | None = None
+    cgroup: Path | None = None
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the agent has reported that it takes prompts."""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once its end has been recorded."""
+    confirmations: list[asyncio.Future[None]] = field(default_factory=list)
+    """One for each prompt that waits to be confirmed by the agent."""
+    last_report: float = 0.0
+    """Time of the newest report that changed the state: older ones out of a spool no longer may."""
+    stop_reason: str = ""
+    """Why it is being stopped on purpose; empty while nobody asked for it."""
+    retried_session: bool = False
+    setup_failure: str = ""
+
+    async def close(self) -> None:
+        """Let go of everything without touching the instance."""
+        if self.watch is not None:
+            self.watch.close()
+            self.watch = None
+        await self.reports.close()
+        for waiter in self.confirmations:
+            waiter.cancel()
+        self.confirmations.clear()

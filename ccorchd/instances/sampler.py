@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What instances use, sampled once an interval without a fork, and the naming of what the kernel killed for memory.
+
+With ``OOMPolicy=continue`` a scope's Result stays ``success`` after an out-of-memory kill (platform.md), so the truth is
+the count in ``memory.events``. Whom it hit is told by comparing the processes of two samples: best effort, since the
+kernel's own message needs rights that a user may not have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ccorchd.host.systemd import members
+from ccorchd.host.usage import UsageReader
+from ccorchd.model import Usage
+
+_PAGE = 4096
+_CROWDED = 0.3
+"""Share of MemoryMax above which the processes are looked at one by one."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What is remembered of an instance between two samples."""
+
+    usage: Usage
+    processes: dict[int, tuple[str, int]] = field(default_factory=dict)
+    """PID to name and resident bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """An out-of-memory kill: how many, and the likely victim's PID, name and last known resident bytes."""
+
+    count: int
+    pid: int
+    name: str
+    resident: int
+
+    def sentence(self, limit: int | None) -> str:
+        """Say it for people."""
+        at = f" at its limit of {limit / 1024**2:.0f} MiB" if limit else ""
+        if not self.pid:
+            return f"out of memory{at}: the kernel killed a process of this instance"
+        return (
+            f"out of memory{at}: the kernel killed {self.name} (PID {self.pid}, "
+            f"last seen with {self.resident / 1024**2:.0f} MiB)"
+        )
+
+
+class Sampler:
+    """Keeps the last sample of each scope."""
+
+    def __init__(self, reader: UsageReader) -> None:
+        self._reader = reader
+        self._seen: dict[int, Seen] = {}
+
+    def last(self, instance_id: int) -> Usage | None:
+        """Return the newest sample, of the last run when there is no process now."""
+        seen = self._seen.get(instance_id)
+        return seen.usage if seen else None
+
+    def forget(self, instance_id: int) -> None:
+        self._seen.pop(instance_id, None)
+
+    def started(self, instance_id: int) -> None:
+        """Drop what an earlier run used."""
+        self.forget(instance_id)
+
+    def sample(self, instance_id: int, cgroup: Path, memory_max: int | None) -> Kill | None:
+        """Read *cgroup* once (a dozen small files, no fork); return what the kernel killed since the last sample."""
+        usage = self._reader.sample(cgroup)
+        before = self._seen.get(instance_id)
+        processes: dict[int, tuple[str, int]] = {}
+        if memory_max and usage.memory and usage.source == "cgroup" and usage.memory > memory_max * _CROWDED:
+            processes = _processes(cgroup)
+        kills = (usage.oom_kills or 0) - ((before.usage.oom_kills or 0) if before else 0)
+        if usage.oom_kills is None or kills <= 0:
+            self._seen[instance_id] = Seen(usage, processes)
+            return None
+        victim = _victim(before.processes if before else {}, set(members(cgroup)))
+        self._seen[instance_id] = Seen(usage, processes)
+        return Kill(kills, *victim)
+
+
+def _processes(cgroup: Path) -> dict[int, tuple[str, int]]:
+    found: dict[int, tuple[str, int]] = {}
+    for pid in members(cgroup):
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+        except (OSError, IndexError, ValueError):
+            continue
+        found[pid] = (name, resident)
+    return found
+
+
+def _victim(before: dict[int, tuple[str, int]], alive: set[int]) -> tuple[int, str, int]:
+    """Return the largest process that is missing: the kernel kills the one with the highest badness, mostly memory."""
+    gone = [(resident, pid, name) for pid, (name, resident) in before.items() if pid not in alive]
+    if not gone:
+        return 0, "", 0
+    resident, pid, name = max(gone)
+    return pid, name, resident

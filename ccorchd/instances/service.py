@@ -1,0 +1,656 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Starting, watching, adopting and stopping instances. Nothing here knows worktrees, projects' files or the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from ccorchd.agents.base import Agent
+from ccorchd.background import Background
+from ccorchd.config import Config
+from ccorchd.contract import ErrorCode, Naming, Reason, State
+from ccorchd.errors import CcorchError
+from ccorchd.host.pidfd import PidWatch
+from ccorchd.host.reports import ReportServer
+from ccorchd.host.secrets import Secrets
+from ccorchd.host.systemd import Systemd, cgroup_path
+from ccorchd.host.tmux import TmuxServer
+from ccorchd.instances import prompts
+from ccorchd.instances.changes import Changes, requested
+from ccorchd.instances.launch import (
+    SETUP_DONE,
+    SETUP_EXIT,
+    SETUP_FAILED,
+    SETUP_STEP,
+    Launcher,
+    boot_id,
+    in_scope,
+    instance_paths,
+    process_alive,
+    remove_runtime,
+    tmux_socket,
+)
+from ccorchd.instances.live import Live
+from ccorchd.instances.sampler import Kill, Sampler
+from ccorchd.model import Change, InstanceRecord, Report, Usage
+
+_log = logging.getLogger(__name__)
+
+SECRET_EVENT: Final = "AskSecret"
+_SCREEN_LINES: Final = 15
+_TMUX_TIMEOUT: Final = 5.0
+
+
+class Instances:
+    """All instances of the daemon."""
+
+    def __init__(
+        self,
+        naming: Naming,
+        config: Config,
+        changes: Changes,
+        systemd: Systemd,
+        agents: Mapping[str, Agent],
+        sampler: Sampler,
+        secrets: Secrets,
+        background: Background,
+        resume: Callable[[int], Awaitable[None]],
+    ) -> None:
+        """*resume* starts an instance again with the environment that only its owner can compose."""
+        self._naming = naming
+        self.config = config
+        self._changes = changes
+        self._systemd = systemd
+        self.agents = agents
+        self._sampler = sampler
+        self._secrets = secrets
+        self._background = background
+        self._resume = resume
+        self._launcher = Launcher(naming, systemd)
+        self._live: dict[int, Live] = {}
+        self._epoch = ""
+        systemd.on_scope_gone(self._scope_gone)
+
+    # -- looking --------------------------------------------------------------------------------------------------
+
+    @property
+    def records(self) -> Mapping[int, InstanceRecord]:
+        return self._changes.records
+
+    def usage(self, instance_id: int) -> Usage | None:
+        """Return the newest usage sample, that of the last run for an instance without processes."""
+        return self._sampler.last(instance_id)
+
+    def unit(self, record: InstanceRecord) -> str:
+        return self._naming.scope(record.project, record.name)
+
+    def live_units(self) -> dict[str, int]:
+        """Return the scopes that belong to an instance, with the instance's id."""
+        return {live.unit: instance_id for instance_id, live in self._live.items()}
+
+    # -- starting -------------------------------------------------------------------------------------------------
+
+    async def start(
+        self,
+        instance_id: int,
+        environment: Mapping[str, str],
+        *,
+        prompt: str = "",
+        setup: Sequence[str] = (),
+        actor: str = "ccorchd",
+        why: str = "started",
+    ) -> None:
+        """Launch the instance; raise without leaving anything behind if that fails. Its record is ``failed`` then."""
+        record = self._record(instance_id)
+        if instance_id in self._live:
+            raise CcorchError(ErrorCode.WRONG_STATE, f"{record.address} is {record.state} already")
+        agent = self._agent(record)
+        agent.check(environment, record.options)
+        paths = instance_paths(self._naming, record)
+        remove_runtime(paths)
+        paths.runtime.mkdir(parents=True, mode=0o700, exist_ok=True)
+        paths.spool.mkdir(parents=True, mode=0o700, exist_ok=True)
+        live = Live(paths, ReportServer(instance_id, paths.socket, paths.spool, self._reported), self.unit(record))
+        self._live[instance_id] = live
+        try:
+            await self._changes.apply(
+                instance_id,
+                Change(
+                    state=State.STARTING, kind="instance.started", message=f"{why}: {record.agent} agent", priority=5
+                ),
+                unit=live.unit,
+                actor=actor,
+                wanted=True,
+                boot_id=await self._current_epoch(),
+                pid=0,
+            )
+            await live.reports.start()
+            self._sampler.started(instance_id)
+            if await self._secrets_for(record):
+                record.options["api_key"] = "stored"
+            launch = await asyncio.to_thread(agent.prepare, record, paths, resume=record.started, prompt=prompt)
+            live.tmux, live.pid = await self._launcher.launch(
+                record,
+                paths,
+                launch,
+                environment,
+                setup,
+                stop_timeout=float(self.config["instances.stop_timeout"]),
+                timeout=float(self.config["instances.start_timeout"]),
+            )
+        except BaseException as error:
+            self._live.pop(instance_id, None)
+            await live.close()
+            remove_runtime(paths)
+            sentence = error.message if isinstance(error, CcorchError) else type(error).__name__
+            await asyncio.shield(
+                self._changes.apply(
+                    instance_id,
+                    Change(
+                        state=State.FAILED,
+                        reason=Reason.LOST,
+                        reason_text=sentence,
+                        kind="instance.failed",
+                        message=f"could not start: {sentence}",
+                        priority=3,
+                    ),
+                    unit=live.unit,
+                    wanted=False,
+                )
+            )
+            raise
+        columns: dict[str, object] = {"pid": live.pid, "started": True}
+        begun = Change() if agent.confirms_prompts else Change(state=State.WORKING)
+        await self._changes.apply(instance_id, begun, **columns)
+        if not agent.confirms_prompts:
+            live.ready.set()
+        self._watch(instance_id, live)
+        self._background.spawn(self._finish_launch(instance_id, live), f"second window of {record.address}")
+
+    async def _finish_launch(self, instance_id: int, live: Live) -> None:
+        """What the agent need not wait for: the shell window, the cgroup's path."""
+        live.cgroup = await self._cgroup(live.unit)
+        record = self._record(instance_id)
+        if live.tmux is not None and process_alive(live.pid):
+            await live.tmux.new_window("shell", Path(record.worktree))
+        await self._expect_ready(instance_id, live)
+
+    async def _expect_ready(self, instance_id: int, live: Live) -> None:
+        """Say so when an agent that ought to report does not."""
+        limit = float(self.config["instances.start_timeout"])
+        waits = [asyncio.ensure_future(live.ready.wait()), asyncio.ensure_future(live.gone.wait())]
+        try:
+            done, _ = await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        record = self.records.get(instance_id)
+        if not done and record is not None and record.state is State.STARTING and record.reason is not Reason.SETUP:
+            await self._changes.apply(
+                instance_id,
+                Change(
+                    state=State.STARTING,
+                    reason_text=f"nothing heard for {limit:g} s",
+                    kind="agent.error",
+                    message=f"the agent has not reported within {limit:g} s; look at its screen",
+                    priority=4,
+                ),
+                unit=live.unit,
+            )
+
+    async def _secrets_for(self, record: InstanceRecord) -> bool:
+        return record.agent == "claude" and "anthropic-api-key" in await self._secrets.names()
+
+    async def _cgroup(self, unit: str) -> Path | None:
+        status = await self._systemd.scope_status(unit)
+        return cgroup_path(status.control_group) if status and status.control_group else None
+
+    def _watch(self, instance_id: int, live: Live) -> None:
+        def died() -> None:
+            self._background.spawn(self._ended(instance_id, live), f"end of instance {instance_id}")
+
+        live.watch = PidWatch(live.pid, died)
+
+    async def _current_epoch(self) -> str:
+        """Return what changes when scopes cannot have survived: the boot, and the user manager's own start."""
+        if not self._epoch:
+            self._epoch = f"{boot_id()}:{await self._systemd.started_at()}"
+        return self._epoch
+
+    # -- reports ---------------------------------------------------------------------------------------------------
+
+    async def _reported(self, report: Report) -> dict[str, object]:
+        record = self.records.get(report.instance_id)
+        live = self._live.get(report.instance_id)
+        if record is None or live is None:
+            return {}
+        if report.event == SECRET_EVENT:
+            return {"output": await self._secrets.get(str(report.payload.get("name", ""))) or ""}
+        change = self._setup_change(report, live) or self._agent(record).interpret(record, report)
+        stale = report.time < live.last_report
+        if stale and change.state is not None:
+            change = Change(kind=change.kind, message=change.message, priority=change.priority, data=change.data)
+        fresh = await self._changes.apply(
+            record.id, change, unit=live.unit, uid=report.uid, from_report=True, **self._setup_columns(report, record)
+        )
+        if not fresh or stale:
+            return {}
+        if change.state is not None:
+            live.last_report = report.time
+            if change.state is not State.STARTING:
+                live.ready.set()
+        if change.prompt_confirmed:
+            for waiter in live.confirmations:
+                if not waiter.done():
+                    waiter.set_result(None)
+                    break
+        return {}
+
+    @staticmethod
+    def _setup_columns(report: Report, record: InstanceRecord) -> dict[str, object]:
+        return {"options": {**record.options, "setup": "done"}} if report.event == SETUP_DONE else {}
+
+    @staticmethod
+    def _setup_change(report: Report, live: Live) -> Change | None:
+        payload = report.payload
+        if report.event == SETUP_STEP:
+            text = f"{payload.get('number')} of {payload.get('of')}: {payload.get('step')}"
+            return Change(
+                state=State.STARTING,
+                reason=Reason.SETUP,
+                reason_text=text,
+                doing=f"set-up {text}",
+                kind="setup.step",
+                message=f"set-up {text}",
+            )
+        if report.event == SETUP_DONE:
+            return Change(state=State.STARTING, doing="", kind="setup.step", message="set-up done")
+        if report.event == SETUP_FAILED:
+            live.setup_failure = f"set-up step {payload.get('number')} ended with status {payload.get('status')}"
+            return Change(kind="setup.failed", message=live.setup_failure, priority=3)
+        return None
+
+    # -- ends ------------------------------------------------------------------------------------------------------
+
+    def _scope_gone(self, unit: str, result: str) -> None:
+        for instance_id, live in self._live.items():
+            if live.unit == unit and live.tmux is not None:
+                self._background.spawn(self._ended(instance_id, live, result), f"end of {unit}")
+
+    async def _ended(self, instance_id: int, live: Live, result: str = "") -> None:
+        """Record how the agent ended and take down what is left of its scope. Runs once for each launch."""
+        if self._live.get(instance_id) is not live or live.stop_reason or live.gone.is_set():
+            return
+        live.stop_reason = "ended"
+        if await self._dying_with_manager():
+            _log.info("%s goes with its manager; it will be resumed", live.unit)
+            return
+        record = self._record(instance_id)
+        agent = self._agent(record)
+        kill = await self._last_sample(instance_id, live)
+        status, signal, screen = await self._last_words(live)
+        change = self._end_change(record, agent, live, status, signal, screen, kill, result)
+        retry = change.state is State.FAILED and agent.session_lost(screen) and not live.retried_session
+        await self._take_down(instance_id, live)
+        await self._changes.apply(instance_id, change, unit=live.unit, wanted=False, pid=0)
+        live.gone.set()
+        if retry:
+            await self._retry_session(instance_id)
+
+    async def _retry_session(self, instance_id: int) -> None:
+        """Start once more, the other way round: a session that should be resumed is made new, or the reverse."""
+        record = self._record(instance_id)
+        await self._changes.apply(
+            instance_id,
+            Change(kind="agent.error", message="its session was not as recorded; starting it the other way", priority=4),
+            unit=self.unit(record),
+            started=not record.started,
+        )
+        await self._resume(instance_id)
+        if (live := self._live.get(instance_id)) is not None:
+            live.retried_session = True
+
+    async def _last_sample(self, instance_id: int, live: Live) -> Kill | None:
+        if live.cgroup is None or not live.cgroup.exists():
+            return None
+        record = self._record(instance_id)
+        return await asyncio.to_thread(
+            self._sampler.sample, instance_id, live.cgroup, record.limits.memory_max
+        )
+
+    async def _last_words(self, live: Live) -> tuple[int | None, int | None, str]:
+        """Return exit status, signal and the last lines of the agent's screen, as far as tmux still knows."""
+        if live.tmux is None:
+            return None, None, ""
+        try:
+            async with asyncio.timeout(_TMUX_TIMEOUT):
+                panes = await live.tmux.panes()
+                pane = next((pane for pane in panes if pane.window == "agent"), None)
+                if pane is None or not pane.dead:
+                    return None, None, ""
+                screen = await live.tmux.capture("agent")
+        except (CcorchError, TimeoutError):
+            return None, None, ""
+        lines = [line.rstrip() for line in screen.splitlines() if line.strip()]
+        return pane.exit_status, pane.exit_signal, "\n".join(lines[-_SCREEN_LINES:])
+
+    @staticmethod
+    def _end_change(
+        record: InstanceRecord,
+        agent: Agent,
+        live: Live,
+        status: int | None,
+        signal: int | None,
+        screen: str,
+        kill: Kill | None,
+        result: str,
+    ) -> Change:
+        change = agent.exit_change(status, signal)
+        reason, text, message = change.reason, change.reason_text, change.message
+        oom = kill is not None or result == "oom-kill"
+        if live.setup_failure and status == SETUP_EXIT:
+            reason, text, message = Reason.SETUP, live.setup_failure, f"not started: {live.setup_failure}"
+        elif oom and (signal == 9 or status in (None, 137)):
+            reason = Reason.OUT_OF_MEMORY
+            text = kill.sentence(record.limits.memory_max) if kill else "the kernel killed it"
+            message = text
+        elif status is None and signal is None:
+            text = "its scope was stopped from outside" if result else "its terminal ended from outside"
+            message = f"{agent.kind} is gone: {text}"
+        failed = change.state is State.FAILED or reason in (Reason.SETUP, Reason.OUT_OF_MEMORY)
+        return Change(
+            state=State.FAILED if failed else State.STOPPED,
+            reason=reason,
+            reason_text=text,
+            doing="",
+            kind="instance.failed" if failed else "instance.stopped",
+            message=message,
+            priority=4 if failed else 5,
+            data={**change.data, **({"screen": screen} if failed and screen else {})},
+        )
+
+    async def _dying_with_manager(self) -> bool:
+        """Tell whether the user manager (or the machine) is going down: then nothing has died, all of it is resumed."""
+        try:
+            return await self._systemd.manager_state() == "stopping"
+        except CcorchError:
+            return True
+
+    async def _take_down(self, instance_id: int, live: Live) -> None:
+        """Stop the scope, whatever is in it, and let go of the instance. The cgroup is empty afterwards."""
+        try:
+            await self._systemd.stop_scope(live.unit, timeout=float(self.config["instances.stop_timeout"]))
+            await self._systemd.reset_failed(live.unit)
+        finally:
+            await live.reports.drain_spool()
+            await live.close()
+            if self._live.get(instance_id) is live:
+                del self._live[instance_id]
+            remove_runtime(live.paths)
+
+    # -- stopping --------------------------------------------------------------------------------------------------
+
+    async def stop(self, instance_id: int, *, actor: str = "ccorchd", why: str = "stopped") -> None:
+        """End the agent politely, then its scope; return when its cgroup is empty. Does nothing to a stopped one."""
+        record = self._record(instance_id)
+        live = self._live.get(instance_id)
+        if live is None:
+            if record.wanted or record.state.running:
+                await self._changes.apply(
+                    instance_id, requested(State.STOPPED, why, "instance.stopped"), actor=actor, wanted=False, pid=0
+                )
+            return
+        if live.stop_reason:
+            await self._wait_gone(live)
+            return
+        live.stop_reason = why
+        await self._changes.apply(
+            instance_id, requested(State.STOPPING, f"stopping: {why}", "instance.state"), unit=live.unit, actor=actor
+        )
+        await self._end_agent(live)
+        await self._last_sample(instance_id, live)
+        usage = self._sampler.last(instance_id)
+        await self._take_down(instance_id, live)
+        change = requested(State.STOPPED, _final_words(why, usage), "instance.stopped")
+        await self._changes.apply(instance_id, change, unit=live.unit, actor=actor, wanted=False, pid=0)
+        live.gone.set()
+
+    async def _end_agent(self, live: Live) -> None:
+        """Send SIGTERM to the agent alone and give it half the stop time-out to say good-bye by its hooks."""
+        if not live.pid or not in_scope(live.pid, live.unit):
+            return
+        gone = asyncio.Event()
+        if live.watch is not None:
+            live.watch.close()
+        live.watch = PidWatch(live.pid, gone.set)
+        live.watch.terminate()
+        try:
+            async with asyncio.timeout(float(self.config["instances.stop_timeout"]) / 2):
+                await gone.wait()
+        except TimeoutError:
+            _log.info("%s: the agent did not end at SIGTERM", live.unit)
+
+    async def _wait_gone(self, live: Live) -> None:
+        try:
+            async with asyncio.timeout(2 * float(self.config["instances.stop_timeout"]) + 5):
+                await live.gone.wait()
+        except TimeoutError:
+            raise CcorchError(ErrorCode.TIMEOUT, f"{live.unit} is still being stopped", "Try again in a moment.") from None
+
+    async def stop_all(self, *, why: str) -> None:
+        """Stop every running instance, all at once."""
+        async with asyncio.TaskGroup() as group:
+            for record in self._changes.running:
+                group.create_task(self._stop_quietly(record.id, why))
+
+    async def _stop_quietly(self, instance_id: int, why: str) -> None:
+        try:
+            await self.stop(instance_id, why=why)
+        except CcorchError as error:
+            _log.error("instance %d could not be stopped: %s", instance_id, error.message)
+
+    # -- adopting --------------------------------------------------------------------------------------------------
+
+    async def adopt(self) -> list[int]:
+        """Take over what an earlier daemon left running; return the ids of those that must be started again.
+
+        Survivors are watched again. What ended while nobody looked is recorded as such. What was lost with the boot or
+        with the user manager is returned: it resumes.
+        """
+        epoch = await self._current_epoch()
+        scopes = await self._systemd.scopes()
+        resume: list[int] = []
+        for record in list(self._changes.running):
+            unit = self.unit(record)
+            status = scopes.get(unit)
+            paths = instance_paths(self._naming, record)
+            paths.spool.mkdir(parents=True, mode=0o700, exist_ok=True)
+            live = Live(paths, ReportServer(record.id, paths.socket, paths.spool, self._reported), unit)
+            self._live[record.id] = live
+            if status is not None and status.active_state == "active" and record.boot_id == epoch and record.pid:
+                await self._take_over(record, live, status.control_group)
+                continue
+            # Reports that the dead instance left in the spool are part of its story.
+            paths.runtime.mkdir(parents=True, mode=0o700, exist_ok=True)
+            await live.reports.start()
+            await live.reports.drain_spool()
+            await self._take_down(record.id, live)
+            if record.boot_id != epoch and record.wanted:
+                resume.append(record.id)
+            elif not record.pid and record.state is State.STARTING:
+                await self._interrupted_start(record)
+            else:
+                await self._lost(record, status.result if status else "")
+        return resume
+
+    async def _take_over(self, record: InstanceRecord, live: Live, control_group: str) -> None:
+        live.pid = record.pid
+        live.tmux = TmuxServer(tmux_socket(live.paths))
+        live.cgroup = cgroup_path(control_group) if control_group else None
+        live.paths.runtime.mkdir(parents=True, mode=0o700, exist_ok=True)
+        if record.state is not State.STARTING:
+            live.ready.set()
+        await live.reports.start()
+        await live.reports.drain_spool()
+        record = self._record(record.id)
+        if record.state is State.STOPPING:
+            # The old daemon was on its way; nobody else will finish it.
+            await self.stop(record.id, why="stopping was under way")
+            return
+        await self._changes.apply(
+            record.id,
+            Change(kind="instance.adopted", message="still running; watched again", priority=5),
+            unit=live.unit,
+        )
+        self._watch(record.id, live)
+
+    async def _interrupted_start(self, record: InstanceRecord) -> None:
+        await self._changes.apply(
+            record.id,
+            Change(
+                state=State.FAILED,
+                reason=Reason.LOST,
+                reason_text="its start was interrupted",
+                kind="instance.failed",
+                message="its start was interrupted when the daemon ended",
+                priority=4,
+            ),
+            unit=self.unit(record),
+            wanted=False,
+        )
+
+    async def _lost(self, record: InstanceRecord, result: str) -> None:
+        stopping = record.state is State.STOPPING
+        oom = result == "oom-kill"
+        text = "out of memory while nobody watched" if oom else "ended while the daemon was away"
+        change = (
+            requested(State.STOPPED, "stopped", "instance.stopped")
+            if stopping
+            else Change(
+                state=State.FAILED,
+                reason=Reason.OUT_OF_MEMORY if oom else Reason.LOST,
+                reason_text=text,
+                doing="",
+                kind="instance.lost",
+                message=text,
+                priority=4,
+                data={"result": result} if result else {},
+            )
+        )
+        await self._changes.apply(record.id, change, unit=self.unit(record), wanted=False, pid=0)
+
+    # -- talking ---------------------------------------------------------------------------------------------------
+
+    async def send(self, instance_id: int, text: str, *, actor: str) -> bool:
+        """Deliver a prompt; return whether the agent confirmed it (see :func:`ccorchd.instances.prompts.deliver`)."""
+        record, live = self._record(instance_id), self._live.get(instance_id)
+        agent = self._agent(record)
+        prompts.check_ready(record, agent)
+        assert live is not None
+        confirmed = await prompts.deliver(record, live, agent, text, self.config)
+        if not confirmed:
+            await self._changes.apply(
+                instance_id,
+                Change(kind="agent.prompt", message=f"prompt queued: {_shorten(text)}", data={"queued": True}),
+                unit=live.unit,
+                actor=actor,
+            )
+        return confirmed
+
+    async def interrupt(self, instance_id: int) -> None:
+        """Press the agent's interrupt keys."""
+        record = self._record(instance_id)
+        await self._terminal(record).keys("agent", *self._agent(record).interrupt_keys)
+
+    def attach_argv(self, instance_id: int, *, read_only: bool, window: str) -> list[str]:
+        """Return the command that shows the instance's terminal to the caller; raise ``InvalidArgument`` for a window."""
+        record = self._record(instance_id)
+        if window not in ("agent", "shell"):
+            raise CcorchError(
+                ErrorCode.INVALID_ARGUMENT, f"{window!r} is no window of an instance", "Windows are 'agent' and 'shell'."
+            )
+        return self._terminal(record).attach_argv(read_only=read_only, window=window)
+
+    async def detach(self, instance_id: int) -> int:
+        """Detach everybody; return how many there were."""
+        return await self._terminal(self._record(instance_id)).detach_all()
+
+    async def screen(self, instance_id: int) -> str:
+        """Return what the agent's window shows."""
+        return await self._terminal(self._record(instance_id)).capture("agent")
+
+    def _terminal(self, record: InstanceRecord) -> TmuxServer:
+        live = self._live.get(record.id)
+        if live is None or live.tmux is None:
+            raise CcorchError(
+                ErrorCode.WRONG_STATE,
+                f"{record.address} is {record.state} and has no terminal",
+                f"Start it: ccorchctl instance start {record.address}",
+            )
+        return live.tmux
+
+    # -- sampling --------------------------------------------------------------------------------------------------
+
+    async def sample_for_ever(self) -> None:
+        """Sample every live scope once an interval (``usage.interval`` seconds); reads files in a thread, forks nothing."""
+        while True:
+            await asyncio.sleep(float(self.config["usage.interval"]))
+            for instance_id, live in list(self._live.items()):
+                record = self.records.get(instance_id)
+                if live.cgroup is None or record is None or live.stop_reason:
+                    continue
+                kill = await asyncio.to_thread(
+                    self._sampler.sample, instance_id, live.cgroup, record.limits.memory_max
+                )
+                if kill is not None and process_alive(live.pid):
+                    await self._changes.apply(
+                        instance_id,
+                        Change(
+                            kind="instance.oom",
+                            message=kill.sentence(record.limits.memory_max),
+                            priority=4,
+                            data={"pid": kill.pid, "name": kill.name, "resident": kill.resident, "count": kill.count},
+                        ),
+                        unit=live.unit,
+                    )
+
+    async def close(self) -> None:
+        """Let go of every instance without touching it."""
+        for live in list(self._live.values()):
+            await live.close()
+        self._live.clear()
+
+    # -- small things ----------------------------------------------------------------------------------------------
+
+    def _record(self, instance_id: int) -> InstanceRecord:
+        record = self.records.get(instance_id)
+        if record is None:
+            raise CcorchError(ErrorCode.NO_SUCH_INSTANCE, f"there is no instance number {instance_id} any more")
+        return record
+
+    def _agent(self, record: InstanceRecord) -> Agent:
+        return self.agent(record.agent)
+
+    def agent(self, kind: str) -> Agent:
+        """Return the profile *kind*; raise ``InvalidArgument`` with the known ones."""
+        if kind not in self.agents:
+            raise CcorchError(
+                ErrorCode.INVALID_ARGUMENT, f"{kind!r} is no kind of agent", f"Known are {', '.join(sorted(self.agents))}."
+            )
+        return self.agents[kind]
+
+
+def _shorten(text: str, width: int = 200) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _final_words(why: str, usage: Usage | None) -> str:
+    if usage is None or usage.cpu_seconds is None:
+        return why
+    peak = f", {usage.memory_peak / 1024**2:.0f} MiB at most" if usage.memory_peak else ""
+    return f"{why}; it used {usage.cpu_seconds:.1f} s of CPU{peak}"

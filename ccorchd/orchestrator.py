@@ -1,0 +1,648 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a face may ask for: every verb of projects and instances, put together from the parts that know one thing each.
+
+Each verb is either done or has left nothing behind; what it refuses, it refuses before anything is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import secrets as random_source
+import socket
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from ccorchd import projectfile
+from ccorchd.config import Config
+from ccorchd.contract import ErrorCode, Naming, Reason, State
+from ccorchd.errors import CcorchError
+from ccorchd.events import Broadcast
+from ccorchd.history import History
+from ccorchd.host.systemd import Systemd
+from ccorchd.host.usage import host_memory
+from ccorchd.instances import Instances
+from ccorchd.instances.changes import Changes
+from ccorchd.instances.environment import check_project_environment, compose, from_caller
+from ccorchd.limits import default_limits
+from ccorchd.model import Address, Change, Event, InstanceRecord, Limits, ProjectRecord, check_name
+from ccorchd.projectfile import ProjectFile
+from ccorchd.storage import Storage, Store
+from ccorchd.worktrees import Removed, Worktrees, WorktreeStatus
+
+_log = logging.getLogger(__name__)
+
+_MADE_UP: Final = ("ash", "birch", "cedar", "elm", "fir", "hazel", "holly", "larch", "maple", "oak", "pine", "rowan", "yew")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller wants of a new instance; empty fields mean the project's or the daemon's defaults."""
+
+    agent: str = ""
+    prompt: str = ""
+    base: str = ""
+    branch: str = ""
+    limits: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    start: bool = True
+
+
+class Orchestrator:
+    """The verbs. Holds the order in which things are made and unmade; the parts know nothing of each other."""
+
+    def __init__(
+        self,
+        naming: Naming,
+        config: Config,
+        storage: Storage,
+        history: History,
+        changes: Changes,
+        instances: Instances,
+        worktrees: Worktrees,
+        systemd: Systemd,
+        removed: Broadcast[InstanceRecord],
+        projects_changed: Broadcast[None],
+    ) -> None:
+        self.naming = naming
+        self.config = config
+        self.storage = storage
+        self.history = history
+        self.instances = instances
+        self.worktrees = worktrees
+        self.systemd = systemd
+        self.removed = removed
+        self.projects_changed = projects_changed
+        self.projects: dict[int, ProjectRecord] = {}
+        self.stopping = False
+        self._changes = changes
+        self._locks: dict[int, asyncio.Lock] = {}
+        self._create_lock = asyncio.Lock()
+        self._manager_environment: dict[str, str] = {}
+
+    # -- coming and going ------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Read projects and instances from the database."""
+
+        def work(store: Store) -> list[ProjectRecord]:
+            return store.projects()
+
+        self.projects = {project.id: project for project in await self.storage.run(work)}
+        await self._changes.load()
+
+    async def adopt(self) -> None:
+        """Take over what runs, clear what a crash left half made, resume what a reboot took."""
+        await self._clear_half_made()
+        resume = await self.instances.adopt()
+        for instance_id in resume:
+            try:
+                await self.resume(instance_id, why="resumed after a reboot or log-out")
+            except CcorchError as error:
+                _log.error("instance %d could not be resumed: %s", instance_id, error.message)
+
+    async def _clear_half_made(self) -> None:
+        """Drop instances whose creation never got as far as a worktree: nothing of them exists but the row."""
+        for record in list(self._changes.running):
+            if record.base_commit or record.pid:
+                continue
+            _log.warning("%s was half created when the daemon ended; it is removed", record.address)
+            await self._undo_create(record)
+
+    async def resume(self, instance_id: int, *, why: str = "resumed") -> None:
+        """Start an instance that ran before, counting the restart."""
+        record = self._by_id(instance_id)
+        await self._changes.apply(instance_id, Change(), restarts=record.restarts + 1)
+        await self._launch(instance_id, prompt="", actor="ccorchd", why=why)
+
+    # -- projects --------------------------------------------------------------------------------------------------
+
+    async def register(self, repository: str, name: str, *, actor: str) -> ProjectRecord:
+        """Register the repository that *repository* (a path in it) belongs to; an already registered one is returned.
+
+        Raises ``NotARepository``, ``NoCommits``, ``InvalidName``, ``ProjectExists``.
+        """
+        if not repository.startswith("/"):
+            raise CcorchError(
+                ErrorCode.INVALID_ARGUMENT, f"{repository!r} is no absolute path", "Give the path of a git repository."
+            )
+        found = await self.worktrees.repository(Path(repository))
+        root = str(found.root)
+        known = next((project for project in self.projects.values() if project.repository == root), None)
+        if known is not None:
+            if name and name != known.name:
+                raise CcorchError(
+                    ErrorCode.PROJECT_EXISTS,
+                    f"{root} is registered already, as {known.name!r}",
+                    f"Projects are not renamed. To use another name: ccorchctl project remove {known.name}",
+                )
+            return known
+        name = check_name(name or _name_from(found.root.name), "a project")
+        projectfile.load(found.root)
+
+        def work(store: Store) -> tuple[ProjectRecord, Event | None]:
+            project = store.add_project(name, root)
+            return project, store.add_event(
+                Event(
+                    "project.registered", f"registered {root}", project_id=project.id, project=name, actor=actor, priority=5
+                )
+            )
+
+        project, event = await self.storage.run(work)
+        self.projects[project.id] = project
+        if event:
+            self.history.publish(event)
+        self.projects_changed.publish(None)
+        return project
+
+    def project(self, name: str) -> ProjectRecord:
+        """Return the project *name*; raise ``NoSuchProject``."""
+        for project in self.projects.values():
+            if project.name == name:
+                return project
+        known = ", ".join(sorted(project.name for project in self.projects.values()))
+        raise CcorchError(
+            ErrorCode.NO_SUCH_PROJECT,
+            f"there is no project {name!r}",
+            f"Known are: {known}." if known else "Register a repository first: ccorchctl init",
+        )
+
+    def project_by_id(self, project_id: int) -> ProjectRecord:
+        """Return a project by its number; raise ``NoSuchProject``."""
+        if project_id not in self.projects:
+            raise CcorchError(ErrorCode.NO_SUCH_PROJECT, f"there is no project number {project_id} any more")
+        return self.projects[project_id]
+
+    async def find(self, path: str) -> tuple[ProjectRecord, str]:
+        """Return the project that *path* lies in, and the name of the instance if it lies in an instance's worktree."""
+        place = Path(path)
+        for record in self.instances.records.values():
+            if place == Path(record.worktree) or Path(record.worktree) in place.parents:
+                return self.project(record.project), record.name
+        try:
+            root = str((await self.worktrees.repository(place)).root)
+        except CcorchError as error:
+            if error.code not in (ErrorCode.NOT_A_REPOSITORY, ErrorCode.NO_COMMITS):
+                raise
+            root = ""
+        for project in self.projects.values():
+            if project.repository == root:
+                return project, ""
+        raise CcorchError(
+            ErrorCode.NO_SUCH_PROJECT,
+            f"{path} is in no registered project",
+            "Register the repository with: ccorchctl init" if root else "Go to a project's checkout, or write project/name.",
+        )
+
+    def setup_of(self, project: ProjectRecord) -> tuple[ProjectFile, bool]:
+        """Return the project's file and whether the user has agreed to what it would run."""
+        file = projectfile.load(Path(project.repository))
+        return file, not file.needs_agreement or file.digest == project.agreed_hash
+
+    async def agree(self, project: ProjectRecord, digest: str, *, actor: str) -> None:
+        """Keep that the user agrees to the commands with *digest*; raise ``SetupNotAgreed`` if they are others by now."""
+        file, _ = self.setup_of(project)
+        if digest != file.digest:
+            raise CcorchError(
+                ErrorCode.SETUP_NOT_AGREED,
+                f"the set-up steps of {project.name} have changed since they were shown",
+                f"Read them again: ccorchctl project agree {project.name}",
+            )
+
+        def work(store: Store) -> Event | None:
+            store.set_agreed(project.id, digest)
+            return store.add_event(
+                Event(
+                    "project.agreed",
+                    f"agreed to the set-up steps: {'; '.join(file.setup) or 'none'}",
+                    project_id=project.id,
+                    project=project.name,
+                    actor=actor,
+                    priority=5,
+                )
+            )
+
+        event = await self.storage.run(work)
+        project.agreed_hash = digest
+        if event:
+            self.history.publish(event)
+        self.projects_changed.publish(None)
+
+    async def unregister(self, project: ProjectRecord, *, actor: str) -> None:
+        """Forget a project without instances; its repository is not touched. Raises ``ProjectInUse``."""
+        names = [record.name for record in self.instances.records.values() if record.project_id == project.id]
+        if names:
+            raise CcorchError(
+                ErrorCode.PROJECT_IN_USE,
+                f"the project {project.name} has instances: {', '.join(sorted(names))}",
+                "Remove them first: ccorchctl instance remove NAME",
+            )
+
+        def work(store: Store) -> Event | None:
+            event = store.add_event(
+                Event("project.removed", "forgotten", project_id=project.id, project=project.name, actor=actor, priority=5)
+            )
+            store.remove_project(project.id)
+            return event
+
+        event = await self.storage.run(work)
+        self.projects.pop(project.id, None)
+        if event:
+            self.history.publish(event)
+        self.projects_changed.publish(None)
+
+    # -- instances: looking ----------------------------------------------------------------------------------------
+
+    def instance(self, address: str) -> InstanceRecord:
+        """Return the instance at ``project/name``; raise ``NoSuchProject``, ``NoSuchInstance`` or ``InvalidName``."""
+        wanted = Address.parse(address)
+        for record in self.instances.records.values():
+            if record.address == wanted:
+                return record
+        self.project(wanted.project)
+        others = sorted(r.name for r in self.instances.records.values() if r.project == wanted.project)
+        raise CcorchError(
+            ErrorCode.NO_SUCH_INSTANCE,
+            f"there is no instance {address!r}",
+            f"In {wanted.project} there are: {', '.join(others)}." if others else f"{wanted.project} has no instances yet.",
+        )
+
+    def _by_id(self, instance_id: int) -> InstanceRecord:
+        record = self.instances.records.get(instance_id)
+        if record is None:
+            raise CcorchError(ErrorCode.NO_SUCH_INSTANCE, f"there is no instance number {instance_id} any more")
+        return record
+
+    # -- instances: making -----------------------------------------------------------------------------------------
+
+    async def create(self, project_name: str, name: str, wish: Wish, *, actor: str) -> InstanceRecord:
+        """Make an instance with its branch and worktree, and start it unless *wish* says otherwise.
+
+        Everything is checked first; a failure on the way undoes all that was made.
+        """
+        self._check_open()
+        project = self.project(project_name)
+        file, agreed = self.setup_of(project)
+        if not agreed:
+            raise CcorchError(
+                ErrorCode.SETUP_NOT_AGREED,
+                f"{project.name} has set-up steps that you have not agreed to: {'; '.join(file.setup) or 'environment'}",
+                f"Read them and agree: ccorchctl project agree {project.name}",
+            )
+        check_project_environment(file.environment)
+        async with self._create_lock:
+            name = check_name(name, "an instance") if name else self._free_name(project)
+            record = await self._add_row(project, name, wish, file, actor)
+        try:
+            await self._make_worktree(project, record, bool(wish.branch))
+            if wish.start:
+                await self._launch(record.id, prompt=wish.prompt, actor=actor, why="created")
+            else:
+                await self._changes.apply(
+                    record.id,
+                    Change(State.STOPPED, Reason.REQUESTED, "not started yet", kind="instance.stopped", message="created"),
+                    wanted=False,
+                )
+        except BaseException:
+            await asyncio.shield(self._undo_create(self._by_id(record.id)))
+            raise
+        return self._by_id(record.id)
+
+    async def _add_row(
+        self, project: ProjectRecord, name: str, wish: Wish, file: ProjectFile, actor: str
+    ) -> InstanceRecord:
+        address = Address(project.name, name)
+        if any(record.address == address for record in self.instances.records.values()):
+            raise CcorchError(
+                ErrorCode.INSTANCE_EXISTS,
+                f"there is an instance {str(address)!r} already",
+                f"Choose another name, or remove it: ccorchctl instance remove {address}",
+            )
+        if wish.start:
+            self._check_room()
+        agent = wish.agent or file.agent or str(self.config["instances.agent"])
+        total = host_memory()
+        defaults = Limits.parse(file.limits, default_limits(self.config, total), total)
+        limits = Limits.parse(dict(wish.limits), defaults, total)
+        environment = from_caller(wish.environment, self.config["agents.environment"])
+        fields: dict[str, object] = {
+            "name": name,
+            "agent": agent,
+            "session_id": str(uuid.uuid4()),
+            "branch": wish.branch or f"ccorch/{name}",
+            "base": wish.base or file.base or "HEAD",
+            "base_commit": "",
+            "worktree": str(self.worktrees.path_for(project.name, name)),
+            "port": await self._free_port(),
+            "prompt": wish.prompt,
+            "limits": limits,
+            "environment": environment,
+            "wanted": wish.start,
+            "state": State.STARTING,
+            "reason": Reason.NONE,
+            "reason_text": "",
+            "options": dict(wish.options),
+        }
+        self.instances.agent(agent).check(
+            {**await self._manager_env(), **environment}, {**wish.options}
+        )
+
+        def work(store: Store) -> tuple[InstanceRecord, Event | None]:
+            record = store.add_instance(project_id=project.id, **fields)
+            event = store.add_event(
+                Event(
+                    "instance.created",
+                    f"created on branch {record.branch} from {record.base}",
+                    instance_id=record.id,
+                    project_id=project.id,
+                    project=project.name,
+                    instance=name,
+                    actor=actor,
+                    priority=5,
+                )
+            )
+            return record, event
+
+        record, event = await self.storage.run(work)
+        self._changes.add(record)
+        if event:
+            self.history.publish(event, unit=self.instances.unit(record))
+        return record
+
+    async def _make_worktree(self, project: ProjectRecord, record: InstanceRecord, reuse: bool) -> None:
+        repository, path = Path(project.repository), Path(record.worktree)
+        commit = await self.worktrees.create(repository, path, record.branch, record.base, reuse=reuse)
+        await self._changes.apply(record.id, Change(), base_commit=commit)
+        await self.worktrees.include(repository, path)
+
+    async def _undo_create(self, record: InstanceRecord) -> None:
+        """Remove row, worktree and branch of an instance that never came to be. Logs what it cannot undo."""
+        try:
+            await self.instances.stop(record.id, why="its creation failed")
+            if record.base_commit:
+                await self.worktrees.remove(
+                    Path(record.repository), Path(record.worktree), record.branch, record.base_commit, force=True
+                )
+        except CcorchError as error:
+            _log.error("%s could not be undone wholly: %s", record.address, error.message)
+        await self._remove_row(record, "creation failed; undone", "ccorchd")
+
+    async def _remove_row(self, record: InstanceRecord, message: str, actor: str) -> None:
+        event = Event(
+            "instance.removed",
+            message,
+            instance_id=record.id,
+            project_id=record.project_id,
+            project=record.project,
+            instance=record.name,
+            actor=actor,
+            priority=5,
+        )
+
+        def work(store: Store) -> Event | None:
+            stored = store.add_event(event)
+            store.remove_instance(record.id)
+            return stored
+
+        stored = await self.storage.run(work)
+        self._changes.discard(record.id)
+        self._locks.pop(record.id, None)
+        if stored:
+            self.history.publish(stored, unit=self.instances.unit(record))
+        self.removed.publish(record)
+
+    def _free_name(self, project: ProjectRecord) -> str:
+        taken = {record.name for record in self.instances.records.values() if record.project_id == project.id}
+        for name in random_source.SystemRandom().sample(_MADE_UP, len(_MADE_UP)):
+            if name not in taken:
+                return name
+        return next(f"agent-{number}" for number in range(1, len(taken) + 2) if f"agent-{number}" not in taken)
+
+    def _check_room(self) -> None:
+        most = int(self.config["instances.max"])
+        if len(self._changes.running) >= most:
+            raise CcorchError(
+                ErrorCode.LIMIT_REACHED,
+                f"{most} instances run already, and that is the most allowed",
+                "Stop one, or raise instances.max in ccorchd.toml.",
+            )
+
+    def _check_open(self) -> None:
+        if self.stopping:
+            raise CcorchError(ErrorCode.SHUTTING_DOWN, "ccorchd is shutting down", "Try again once it is back.")
+
+    async def _free_port(self) -> int:
+        def work(store: Store) -> set[int]:
+            return store.leased_ports()
+
+        taken = await self.storage.run(work)
+        first, last = int(self.config["ports.first"]), int(self.config["ports.last"])
+        for port in range(first, last + 1):
+            if port not in taken and _bindable(port):
+                return port
+        raise CcorchError(
+            ErrorCode.LIMIT_REACHED,
+            f"no port from {first} to {last} is free",
+            "Remove instances, or widen ports.first and ports.last in ccorchd.toml.",
+        )
+
+    # -- instances: running ----------------------------------------------------------------------------------------
+
+    async def start(
+        self, instance_id: int, *, environment: Mapping[str, str], prompt: str = "", actor: str
+    ) -> None:
+        """Start a stopped or failed instance; its session is resumed. Raises ``WrongState``, ``LimitReached``."""
+        self._check_open()
+        async with self._lock(instance_id):
+            record = self._by_id(instance_id)
+            if record.state.running:
+                raise CcorchError(
+                    ErrorCode.WRONG_STATE,
+                    f"{record.address} is {record.state} already",
+                    f"To start it afresh: ccorchctl instance restart {record.address}",
+                )
+            self._check_room()
+            await self._take_environment(record, environment)
+            await self._launch(instance_id, prompt=prompt, actor=actor, why="started")
+
+    async def stop(self, instance_id: int, *, actor: str) -> None:
+        """Stop an instance; its worktree, branch and session stay. Stopping a stopped one is no error."""
+        async with self._lock(instance_id):
+            await self.instances.stop(instance_id, actor=actor)
+
+    async def restart(self, instance_id: int, *, environment: Mapping[str, str], actor: str) -> None:
+        """Stop and start again, resuming the session."""
+        self._check_open()
+        async with self._lock(instance_id):
+            await self.instances.stop(instance_id, actor=actor, why="restarting")
+            record = self._by_id(instance_id)
+            await self._take_environment(record, environment)
+            await self._changes.apply(instance_id, Change(), restarts=record.restarts + 1)
+            await self._launch(instance_id, prompt="", actor=actor, why="restarted")
+
+    async def remove(self, instance_id: int, *, force: bool, actor: str) -> Removed:
+        """Stop and remove an instance with its clean worktree; the branch stays if it holds work of its own.
+
+        Raises ``WorktreeDirty`` unless *force*, which keeps the changes under a ref (see :class:`Removed`).
+        """
+        async with self._lock(instance_id):
+            record = self._by_id(instance_id)
+            if not force:
+                status = await self._status(record)
+                if status.dirty:
+                    raise CcorchError(
+                        ErrorCode.WORKTREE_DIRTY,
+                        f"{record.address} has changes that are not committed, in {record.worktree}",
+                        f"Commit them, or give --force: they are kept then, under a ref. "
+                        f"Look first: ccorchctl instance diff {record.address}",
+                    )
+            await self.instances.stop(instance_id, actor=actor, why="removed")
+            removed = await self.worktrees.remove(
+                Path(record.repository), Path(record.worktree), record.branch, record.base_commit, force=force
+            )
+            kept = f"; its changes are kept as {removed.kept_ref}" if removed.kept_ref else ""
+            branch = "deleted, it held nothing new" if removed.branch_deleted else "stays"
+            await self._remove_row(record, f"removed; branch {record.branch} {branch}{kept}", actor)
+            return removed
+
+    async def send(self, instance_id: int, text: str, *, actor: str) -> bool:
+        """Deliver a prompt; return whether the agent confirmed it (False: queued behind the turn it is in)."""
+        if not text.strip():
+            raise CcorchError(ErrorCode.INVALID_ARGUMENT, "the prompt is empty", "Write what the agent should do.")
+        return await self.instances.send(instance_id, text, actor=actor)
+
+    async def diff(self, instance_id: int, *, stat: bool) -> str:
+        record = self._by_id(instance_id)
+        return await self.worktrees.diff(Path(record.worktree), record.base_commit, stat=stat)
+
+    async def commits(self, instance_id: int) -> list[tuple[str, str]]:
+        """Return id and subject of the commits the branch has beyond its base, newest first."""
+        record = self._by_id(instance_id)
+        return await self.worktrees.commits(Path(record.repository), record.base_commit, record.branch)
+
+    async def merge(self, instance_id: int, *, actor: str) -> str:
+        """Merge the instance's branch into what the main checkout is on; return the new commit's id."""
+        record = self._by_id(instance_id)
+        status = await self._status(record)
+        if status.dirty:
+            raise CcorchError(
+                ErrorCode.WORKTREE_DIRTY,
+                f"{record.address} has changes that are not committed; a merge would leave them out",
+                f"Let it commit first: ccorchctl send {record.address} 'commit your work'",
+            )
+        commit = await self.worktrees.merge(Path(record.repository), record.branch)
+        await self._changes.apply(
+            instance_id,
+            Change(kind="instance.merged", message=f"{record.branch} merged as {commit[:12]}", priority=5),
+            unit=self.instances.unit(record),
+            actor=actor,
+        )
+        return commit
+
+    async def list_worktrees(self, project: str) -> list[dict[str, object]]:
+        """Return a row (``contract.WORKTREE_FIELDS``) for each instance's worktree, of all projects for an empty name."""
+        if project:
+            self.project(project)
+        records = [r for r in self.instances.records.values() if not project or r.project == project]
+        rows = []
+        for record in sorted(records, key=lambda record: (record.project, record.name)):
+            row: dict[str, object] = {
+                "project": record.project,
+                "instance": record.name,
+                "path": record.worktree,
+                "branch": record.branch,
+                "base": record.base,
+                "state": record.state,
+            }
+            try:
+                status = await self._status(record)
+            except CcorchError as error:
+                _log.warning("the worktree of %s cannot be read: %s", record.address, error.message)
+                rows.append({**row, "missing": True})
+                continue
+            row.update(
+                head=status.head,
+                ahead=status.ahead,
+                behind=status.behind,
+                dirty=status.dirty,
+                missing=status.missing,
+            )
+            rows.append(row)
+        return rows
+
+    async def _status(self, record: InstanceRecord) -> WorktreeStatus:
+        return await self.worktrees.status(
+            Path(record.worktree), record.branch, record.base_commit, Path(record.repository)
+        )
+
+    async def shutdown(self, *, why: str) -> None:
+        """Stop every instance, cleanly; nothing new is started from here on."""
+        self.stopping = True
+        await self.instances.stop_all(why=why)
+
+    # -- launching -------------------------------------------------------------------------------------------------
+
+    async def _launch(self, instance_id: int, *, prompt: str, actor: str, why: str) -> None:
+        record = self._by_id(instance_id)
+        project = self.project_by_id(record.project_id)
+        file, agreed = self.setup_of(project)
+        if not Path(record.worktree).is_dir():
+            raise CcorchError(
+                ErrorCode.WRONG_STATE,
+                f"the worktree of {record.address} is gone: {record.worktree}",
+                f"Its branch {record.branch} may still be there. Remove the instance: "
+                f"ccorchctl instance remove {record.address}",
+            )
+        if not agreed:
+            _log.warning("%s: the project's environment is left out, nobody has agreed to it", record.address)
+        if not record.started:
+            prompt = prompt or record.prompt
+        environment = compose(
+            record,
+            await self._manager_env(),
+            file.environment if agreed else {},
+            port_variable=file.port_variable,
+            suffix=self.naming.suffix,
+        )
+        setup = file.setup if agreed and record.options.get("setup") != "done" else []
+        await self.instances.start(
+            instance_id, environment, prompt=prompt, setup=setup, actor=actor, why=why
+        )
+
+    async def _manager_env(self) -> dict[str, str]:
+        """Return the user manager's environment, the last known one while the manager does not answer."""
+        try:
+            self._manager_environment = await self.systemd.environment()
+        except CcorchError as error:
+            _log.warning("the user manager's environment cannot be read: %s", error.message)
+        return self._manager_environment
+
+    async def _take_environment(self, record: InstanceRecord, environment: Mapping[str, str]) -> None:
+        """Keep what the caller sent: a new SSH agent or PATH must reach an instance that is started again."""
+        fresh = from_caller(environment, self.config["agents.environment"])
+        if fresh:
+            await self._changes.apply(record.id, Change(), environment={**record.environment, **fresh})
+
+    def _lock(self, instance_id: int) -> asyncio.Lock:
+        return self._locks.setdefault(instance_id, asyncio.Lock())
+
+
+def _name_from(folder: str) -> str:
+    """Make a project's name from a folder's: ``My_Project.git`` becomes ``my-project``."""
+    words = "".join(char if char.isascii() and char.isalnum() else "-" for char in folder.removesuffix(".git").lower())
+    return "-".join(part for part in words.split("-") if part)[:40].strip("-") or "project"
+
+
+def _bindable(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.errno not in (errno.EADDRINUSE, errno.EACCES)
+    return True
