@@ -1,0 +1,727 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The user manager of our own UID: scopes, their limits, and how they end. With journal.py the owner of pystemd.
+
+Commands go through pystemd on the manager's private socket, which works without a session bus: one short connection for
+each command (0.05 ms to open), because a lasting one breaks at ``daemon-reexec`` and collects the manager's signals
+unread. pystemd holds the GIL while it waits, hence a time-out far below sd-bus's 25 seconds. Signals come through the
+session bus, because they must reach the event loop at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from pystemd.dbusexc import DBusBaseError
+from pystemd.dbuslib import DBus, DBusAddress
+from pystemd.systemd1 import Manager
+from pystemd.systemd1.unit_signatures import KNOWN_UNIT_SIGNATURES
+
+from ccorchd.contract import ErrorCode, Naming
+from ccorchd.errors import CcorchError
+from ccorchd.host.dbus import Bus, DBusCallError, Message, Subscription, plain
+from ccorchd.model import Limits
+
+_log: Final = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+_NAME: Final = "org.freedesktop.systemd1"
+_PATH: Final = "/org/freedesktop/systemd1"
+_UNITS: Final = f"{_PATH}/unit"
+_MANAGER: Final = f"{_NAME}.Manager"
+_UNIT: Final = f"{_NAME}.Unit"
+_SCOPE: Final = f"{_NAME}.Scope"
+
+_INFINITY: Final = 2**64 - 1
+_CALL_TIMEOUT: Final = 5.0
+_START_TIMEOUT: Final = 15.0
+_KILL_TIMEOUT: Final = 10.0
+_STOP_QUESTION_TIMEOUT: Final = 2.0
+
+for _key, _signature in {
+    # pystemd's table lacks these in every version (up to 0.15).
+    b"PIDs": b"au",
+    b"CPUAccounting": b"b",
+    b"CPUWeight": b"t",
+    b"OOMPolicy": b"s",
+    b"SendSIGHUP": b"b",
+    b"TasksAccounting": b"b",
+}.items():
+    KNOWN_UNIT_SIGNATURES.setdefault(_key, _signature)
+
+_SYSTEMDS_OWN: Final = re.compile(
+    r"(?:MANAGERPID(?:FDID)?|SYSTEMD_\w+|INVOCATION_ID|NOTIFY_SOCKET|JOURNAL_STREAM|FDSTORE|LISTEN_\w+|WATCHDOG_\w+"
+    r"|CREDENTIALS_DIRECTORY|(?:RUNTIME|STATE|CACHE|LOGS|CONFIGURATION)_DIRECTORY|MEMORY_PRESSURE_\w+|MAINPID)\Z"
+)
+"""Variables that systemd sets for itself or for one service (systemd.exec(5)), and no business of an agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeStatus:
+    """A scope as its manager sees it. *result* is ``success`` or why it failed (``oom-kill``, ``timeout`` …).
+
+    *control_group* is the path below the cgroup mount, empty once the scope has none: see :func:`cgroup_path`.
+    """
+
+    active_state: str
+    sub_state: str
+    result: str
+    control_group: str
+
+    @property
+    def ended(self) -> bool:
+        return self.active_state in ("inactive", "failed")
+
+
+# Control groups
+
+
+def cgroup_path(control_group: str) -> Path:
+    """Return where *control_group* (``/user.slice/…``) lies in the file system.
+
+    That is the cgroup v2 mount, wherever it is (``/sys/fs/cgroup/unified`` on hybrid hosts); on a host without one the
+    hierarchy of systemd itself, which tells processes but neither limits nor usage.
+    """
+    return _cgroup_mount() / control_group.lstrip("/")
+
+
+def _cgroup_mount() -> Path:
+    try:
+        lines = Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:  # proc_pid_mountinfo(5): the type follows the separator
+        before, _, after = line.partition(" - ")
+        if after.startswith("cgroup2 "):
+            return Path(before.split()[4])
+    return Path("/sys/fs/cgroup/systemd")
+
+
+def members(path: Path) -> list[int]:
+    """Return the PIDs in the cgroup at *path* and in all below it; empty when it is gone."""
+    pids: list[int] = []
+    for folder, _, _ in os.walk(path):
+        with contextlib.suppress(OSError):  # ENOENT, or ENODEV when it goes while we read
+            pids += [int(pid) for pid in (Path(folder) / "cgroup.procs").read_text().split() if pid != "0"]
+    return pids
+
+
+def populated(path: Path) -> bool:
+    """Tell whether the cgroup at *path* has a living process, in whatever depth; False when it is gone."""
+    try:
+        return "populated 1" in (path / "cgroup.events").read_text()
+    except OSError:
+        return bool(members(path))  # cgroup v1 has no cgroup.events
+
+
+async def empty_cgroup(path: Path, *, timeout: float = _KILL_TIMEOUT) -> None:
+    """Kill what is in the cgroup at *path* until nothing is, or it is gone.
+
+    Raise ``Timeout`` when a process survives for *timeout* seconds (stuck in the kernel).
+    """
+    deadline = time.monotonic() + timeout
+    pause = 0.002
+    while populated(path):
+        _kill(path)
+        if time.monotonic() > deadline:
+            raise CcorchError(
+                ErrorCode.TIMEOUT,
+                f"Processes {members(path)} in {path.name} survived SIGKILL for {timeout:g} seconds",
+                "They hang in the kernel, often on a network file system; see their state with ps.",
+            )
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 0.1)
+
+
+def _kill(path: Path) -> None:
+    try:
+        (path / "cgroup.kill").write_text("1")  # atomic: no fork gets away (kernel 5.14)
+    except OSError:
+        for pid in members(path):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _unfreeze(path: Path) -> None:
+    """Undo a freeze that was made behind systemd's back, by writing to the cgroup, also in a cgroup below."""
+    for folder, _, _ in os.walk(path):
+        with contextlib.suppress(OSError):
+            freeze = Path(folder) / "cgroup.freeze"
+            if freeze.read_text().strip() == "1":
+                freeze.write_text("0")
+
+
+# The thread's side: pystemd, short blocking calls
+
+_environment_lock: Final = threading.Lock()
+
+
+@contextlib.contextmanager
+def _connection(address: str | None, timeout: float) -> Iterator[Any]:
+    """Open a connection to the manager at *address*, or to the system manager, whose calls take at most *timeout*.
+
+    sd-bus has no other way to say that to pystemd than its variable, which it reads at the first call. Nobody may set
+    it meanwhile, hence the lock.
+    """
+    with _environment_lock:
+        before = os.environ.get("SYSTEMD_BUS_TIMEOUT")
+        os.environ["SYSTEMD_BUS_TIMEOUT"] = f"{timeout:g}s"
+        try:
+            # Only the private socket is the manager itself; at the end of "bus" there is a message bus.
+            peer = bool(address) and str(address).endswith("/private")
+            with DBus() if address is None else DBusAddress(address.encode(), peer) as bus:
+                yield bus
+        finally:
+            if before is None:
+                del os.environ["SYSTEMD_BUS_TIMEOUT"]
+            else:
+                os.environ["SYSTEMD_BUS_TIMEOUT"] = before
+
+
+def _runtime_dir() -> Path:
+    return Path(os.environ.get("XDG_RUNTIME_DIR", "") or f"/run/user/{os.getuid()}")
+
+
+def _user_manager_address() -> str:
+    private = _runtime_dir() / "systemd/private"
+    return f"unix:path={private if private.exists() else _runtime_dir() / 'bus'}"
+
+
+def _property(bus: Any, path: str, interface: str, name: str, signature: str = "s") -> Any:
+    value = bus.get_property(_NAME.encode(), path.encode(), interface.encode(), name.encode(), signature.encode())
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _error_is(error: DBusBaseError, name: str) -> bool:
+    """Tell whether systemd answered with *name*: pystemd has classes for some errors, and names for the others."""
+    full = error.err_name.decode() if isinstance(error.err_name, bytes) else str(error.err_name)
+    return full.rsplit(".", 1)[-1] == name or type(error).__name__ == f"DBus{name}Error"
+
+
+def _error_text(error: DBusBaseError) -> str:
+    text = error.err_message
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text or error)
+
+
+class _Commands:
+    """What runs in the one thread that talks to the manager."""
+
+    def __init__(self) -> None:
+        self._manager: Any = None
+
+    def run(self, work: Callable[[Any, Any], _T]) -> _T:
+        """Return ``work(bus, manager interface)``. Raise what pystemd raises."""
+        with _connection(_user_manager_address(), _CALL_TIMEOUT) as bus:
+            if self._manager is None:
+                manager = Manager(bus=bus)
+                manager.load()  # introspection, 8 ms: once
+                self._manager = manager
+            self._manager._bus = bus
+            try:
+                return work(bus, self._manager.Manager)
+            finally:
+                self._manager._bus = None
+
+
+def _status(bus: Any, manager: Any, unit: str) -> ScopeStatus | None:
+    try:
+        path = manager.GetUnit(unit.encode()).decode()
+    except DBusBaseError as error:
+        if _error_is(error, "NoSuchUnit"):
+            return None
+        raise
+    return _status_at(bus, path)
+
+
+def _status_at(bus: Any, path: str) -> ScopeStatus:
+    return ScopeStatus(
+        active_state=_property(bus, path, _UNIT, "ActiveState"),
+        sub_state=_property(bus, path, _UNIT, "SubState"),
+        result=_property(bus, path, _SCOPE, "Result"),
+        control_group=_property(bus, path, _SCOPE, "ControlGroup"),
+    )
+
+
+def _stop_requested(unit: str, address: str | None) -> bool:
+    with _connection(address, _STOP_QUESTION_TIMEOUT / 2) as bus:
+        job, job_path = _property(bus, _unit_path(unit), _UNIT, "Job", "(uo)")
+        if not job:
+            return False
+        path = job_path.decode() if isinstance(job_path, bytes) else job_path
+        stopping = _property(bus, path, f"{_NAME}.Job", "JobType") == "stop"
+        # Last, so that an exit of the manager that began meanwhile counts.
+        return stopping and _property(bus, _PATH, _MANAGER, "SystemState") in ("running", "degraded", "starting")
+
+
+def _unit_path(unit: str) -> str:
+    """Return the unit's object path: sd_bus_path_encode(3)."""
+    escaped = "".join(c if c.isascii() and c.isalnum() else f"_{ord(c):02x}" for c in unit)
+    if escaped[:1].isdigit():
+        escaped = f"_{ord(escaped[0]):02x}{escaped[1:]}"
+    return f"{_UNITS}/{escaped}"
+
+
+def _unit_name(path: str) -> str:
+    escaped = path.rpartition("/")[2]
+    return re.sub(r"_([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), escaped)
+
+
+def _limit_properties(limits: Limits) -> dict[bytes, Any]:
+    def most(value: int | None) -> int:
+        return _INFINITY if value is None else value
+
+    quota = limits.cpu_quota_percent
+    return {
+        b"MemoryHigh": most(limits.memory_high),
+        b"MemoryMax": most(limits.memory_max),
+        b"CPUWeight": limits.cpu_weight,
+        b"CPUQuotaPerSecUSec": _INFINITY if quota is None else int(quota * 10_000),  # 100 % is 1 s each second
+        b"TasksMax": most(limits.tasks_max),
+    }
+
+
+class Systemd:
+    """The user manager of our own UID. Made by :meth:`open`.
+
+    Methods raise ``HostFailed`` when the manager refuses or cannot be reached, and ``Timeout`` when it does not answer.
+    """
+
+    def __init__(self, naming: Naming) -> None:
+        """Use :meth:`open`."""
+        self.version = 0
+        """systemd's major version, for example 252."""
+        self._naming = naming
+        self._commands = _Commands()
+        self._thread = ThreadPoolExecutor(1, "systemd")
+        self._bus: Bus | None = None
+        self._subscriptions: list[Subscription] = []
+        self._callbacks: list[Callable[[str, str], None]] = []
+        self._active: set[str] = set()
+        self._results: dict[str, str] = {}
+        self._waiting: dict[str, asyncio.Future[str]] = {}
+        self._finished: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def open(cls, naming: Naming, bus: Bus) -> Systemd:
+        """Connect to the manager. *bus* is the session bus of our own UID, which carries the manager's signals.
+
+        Raise ``HostFailed`` when there is no user manager.
+        """
+        systemd = cls(naming)
+        try:
+            version = await systemd._ask("ask for its version", lambda _, manager: manager.Version)
+            if match := re.match(rb"\d+", version):
+                systemd.version = int(match[0])
+            await systemd.rebind(bus)
+        except BaseException:
+            await systemd.close()
+            raise
+        return systemd
+
+    async def close(self) -> None:
+        """Stop listening. Scopes live on."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        for subscription in self._subscriptions:
+            subscription.cancel()
+        self._subscriptions.clear()
+        self._thread.shutdown(wait=False)
+
+    async def rebind(self, bus: Bus) -> None:
+        """Take the manager's signals from *bus* from now on, and report the scopes that ended meanwhile."""
+        for subscription in self._subscriptions:
+            subscription.cancel()
+        self._bus = bus
+        listen = bus.on_signal
+        self._subscriptions = [
+            listen(sender=_NAME, path=_PATH, interface=_MANAGER, member="JobRemoved", callback=self._job_removed),
+            listen(sender=_NAME, path=_PATH, interface=_MANAGER, member="UnitRemoved", callback=self._unit_removed),
+            listen(
+                sender=_NAME,
+                path_namespace=_UNITS,
+                interface="org.freedesktop.DBus.Properties",
+                member="PropertiesChanged",
+                callback=self._unit_changed,
+            ),
+            listen(
+                sender="org.freedesktop.DBus",
+                interface="org.freedesktop.DBus",
+                member="NameOwnerChanged",
+                callback=self._owner_changed,
+            ),
+        ]
+        await self._subscribe()
+
+    async def _subscribe(self) -> None:
+        assert self._bus is not None
+        try:
+            await self._bus.call(_NAME, _PATH, _MANAGER, "Subscribe")
+        except DBusCallError as error:
+            if not error.name.endswith(".AlreadySubscribed"):
+                raise CcorchError(
+                    ErrorCode.HOST_FAILED, f"The user manager sends us no signals: {error.text or error.name}"
+                ) from error
+        alive = {unit for unit, status in (await self.scopes()).items() if not status.ended}
+        before, self._active = self._active, self._active | alive
+        for unit in before - alive:
+            if (status := await self.scope_status(unit)) is not None:
+                self._results[unit] = status.result
+            self._gone(unit)
+
+    # Scopes
+
+    async def start_scope(self, unit: str, pid: int, *, description: str, limits: Limits, stop_timeout: float) -> None:
+        """Put the living process *pid* into the new scope *unit* in our slice.
+
+        *stop_timeout* is how many seconds its processes get between SIGTERM and SIGKILL. The failed remains of an
+        earlier scope of that name are cleared away; one with processes is not (``WrongState``). Raise ``HostFailed``
+        when the process is dead by the end: systemd itself would keep such a scope active for ever.
+        """
+        await self._make_way(unit)
+        properties: dict[bytes, Any] = {
+            b"Description": description.encode("utf-8", "replace"),
+            b"Slice": self._naming.slice.encode(),
+            b"PIDs": [pid],
+            b"TimeoutStopUSec": int(stop_timeout * 1_000_000),
+            b"SendSIGHUP": True,
+            b"OOMPolicy": b"continue",
+            b"MemoryAccounting": True,
+            b"CPUAccounting": True,
+            b"TasksAccounting": True,
+            **_limit_properties(limits),
+        }
+        self._results.pop(unit, None)
+        job = await self._ask(
+            f"start {unit}",
+            lambda _, manager: manager.StartTransientUnit(unit.encode(), b"fail", properties).decode(),
+        )
+        result = await self._job_result(job, unit, _START_TIMEOUT)
+        if result in ("done", "") and _lives_in(pid, unit):
+            self._active.add(unit)
+            return
+        await self.stop_scope(unit, timeout=stop_timeout)
+        await self.reset_failed(unit)
+        if result is None:
+            raise CcorchError(ErrorCode.TIMEOUT, f"systemd did not start {unit} within {_START_TIMEOUT:g} seconds")
+        why = f"the job ended with {result!r}" if result not in ("done", "") else f"process {pid} has already ended"
+        raise CcorchError(ErrorCode.HOST_FAILED, f"systemd did not start {unit}: {why}")
+
+    async def _make_way(self, unit: str) -> None:
+        deadline = time.monotonic() + _CALL_TIMEOUT
+        while (status := await self.scope_status(unit)) is not None:
+            if not status.ended and status.active_state != "deactivating":
+                raise CcorchError(
+                    ErrorCode.WRONG_STATE,
+                    f"{unit} exists already and is {status.active_state}",
+                    f"Stop it first: systemctl --user stop {unit}",
+                )
+            if status.active_state == "failed":
+                await self.reset_failed(unit)
+            elif time.monotonic() > deadline:
+                raise CcorchError(ErrorCode.TIMEOUT, f"An earlier {unit} does not go away: it is {status.sub_state}")
+            await asyncio.sleep(0.01)  # systemd collects an inactive unit when it is next idle
+
+    async def stop_scope(self, unit: str, *, timeout: float) -> None:
+        """End every process of the scope: SIGTERM, and SIGKILL after *timeout* seconds.
+
+        Return when its cgroup is empty or gone and the manager knows it. Quiet when there is no such scope. Raise
+        ``Timeout`` when a process survives even SIGKILL.
+        """
+        cgroup = await self._cgroup_of(unit)
+        deadline = time.monotonic() + timeout
+        # More than once because systemd 257 answers "frozen" when somebody freezes between our thaw and our stop.
+        for _ in range(3):
+            status = await self.scope_status(unit)
+            if status is None or status.ended:
+                break
+            await self._thaw(unit, cgroup)
+            job = await self._ask_unless_gone(
+                f"stop {unit}", lambda _, manager: manager.StopUnit(unit.encode(), b"replace").decode()
+            )
+            if job is None or await self._job_result(job, unit, max(deadline - time.monotonic(), 0)) in ("done", None):
+                break
+        if cgroup is not None and populated(cgroup):
+            _unfreeze(cgroup)
+            await empty_cgroup(cgroup)
+        await self._settle(unit)
+
+    async def _settle(self, unit: str) -> None:
+        """Wait until the manager has seen the end of the scope, so that nobody finds it active afterwards."""
+        deadline = time.monotonic() + _KILL_TIMEOUT
+        while (status := await self.scope_status(unit)) is not None and not status.ended:
+            if time.monotonic() > deadline:
+                raise CcorchError(ErrorCode.TIMEOUT, f"{unit} is empty, but systemd still calls it {status.sub_state}")
+            await asyncio.sleep(0.01)
+
+    async def _cgroup_of(self, unit: str) -> Path | None:
+        """Return the cgroup of the scope, also of one that has failed and of which systemd has forgotten it."""
+
+        def ask(bus: Any, manager: Any) -> str:
+            if (status := _status(bus, manager, unit)) is not None and status.control_group:
+                return status.control_group
+            parent = _property(bus, _unit_path(self._naming.slice), f"{_NAME}.Slice", "ControlGroup")
+            return f"{parent}/{unit}" if parent else ""
+
+        group = await self._ask(f"find the cgroup of {unit}", ask)
+        # Nothing but the scope's own: what this returns gets killed.
+        return cgroup_path(group) if group.endswith(f"/{unit}") else None
+
+    async def _thaw(self, unit: str, cgroup: Path | None) -> None:
+        def thaw(bus: Any, manager: Any) -> None:
+            if _property(bus, _unit_path(unit), _UNIT, "FreezerState") != "running":
+                manager.ThawUnit(unit.encode())
+
+        try:
+            await self._ask_unless_gone(f"thaw {unit}", thaw)
+        except CcorchError as error:
+            _log.warning("%s", error)  # the stop itself may still succeed, and SIGKILL works on frozen processes
+        if cgroup is not None:
+            _unfreeze(cgroup)
+
+    async def reset_failed(self, unit: str) -> None:
+        """Let the manager forget a failed scope. Quiet when there is none."""
+        await self._ask_unless_gone(f"reset {unit}", lambda _, manager: manager.ResetFailedUnit(unit.encode()))
+
+    async def set_limits(self, unit: str, limits: Limits) -> None:
+        """Change the limits of a running scope, until it ends. Raise ``HostFailed`` when there is no such scope."""
+        await self._ask(
+            f"set the limits of {unit}",
+            lambda _, manager: manager.SetUnitProperties(unit.encode(), True, _limit_properties(limits)),
+        )
+
+    async def scopes(self) -> dict[str, ScopeStatus]:
+        """Return every scope of this installation that the manager has loaded, failed ones included."""
+
+        def ask(bus: Any, manager: Any) -> dict[str, ScopeStatus]:
+            rows = manager.ListUnitsByPatterns([], [f"{self._naming.stem}-*.scope".encode()])
+            return {row[0].decode(): _status_at(bus, row[6].decode()) for row in rows}
+
+        return await self._ask("list our scopes", ask)
+
+    async def scope_status(self, unit: str) -> ScopeStatus | None:
+        """Return the scope as the manager sees it, or None when it has none of that name."""
+        return await self._ask(f"look at {unit}", lambda bus, manager: _status(bus, manager, unit))
+
+    def on_scope_gone(self, callback: Callable[[str, str], None]) -> None:
+        """Call *callback* with unit and result, once for each scope of ours that becomes inactive or failed."""
+        self._callbacks.append(callback)
+
+    # The manager
+
+    async def environment(self) -> dict[str, str]:
+        """Return the manager's environment block (it has environment.d(5)), without what systemd sets for itself."""
+        lines = await self._ask("ask for its environment", lambda _, manager: manager.Environment)
+        pairs = (line.decode("utf-8", "surrogateescape").partition("=") for line in lines)
+        return {key: value for key, _, value in pairs if not _SYSTEMDS_OWN.match(key)}
+
+    async def manager_state(self) -> str:
+        """Return the manager's ``SystemState``: ``running``, ``degraded``, ``stopping`` …"""
+        state = await self._ask("ask for its state", lambda _, manager: manager.SystemState)
+        return str(state.decode())
+
+    async def stop_was_requested(self, unit: str) -> bool:
+        """Tell whether somebody is stopping our own service *unit* for good, as opposed to a restart or a log-out.
+
+        Asks the manager that runs us, on a connection of its own, for at most two seconds. True only for a job of type
+        ``stop`` while that manager itself is not stopping; every doubt and every error is False, because False keeps
+        the instances alive.
+        """
+        try:
+            address = _user_manager_address() if _runs_in_user_manager() else None
+            async with asyncio.timeout(_STOP_QUESTION_TIMEOUT):
+                return await asyncio.to_thread(_stop_requested, unit, address)
+        except Exception as error:
+            _log.warning("cannot tell why %s is stopped, so instances stay: %s", unit, error)
+            return False
+
+    async def enabled_at_boot(self, unit: str) -> bool:
+        """Tell whether the user unit *unit* is enabled."""
+        try:
+            state = await self._ask(f"look up {unit}", lambda _, manager: manager.GetUnitFileState(unit.encode()))
+        except CcorchError:
+            return False
+        return state in (b"enabled", b"enabled-runtime")
+
+    async def enable_at_boot(self, unit: str) -> bool:
+        """Enable the user unit *unit* and return whether that changed anything. Raise ``HostFailed`` without a file."""
+        if await self.enabled_at_boot(unit):
+            return False
+        await self._ask(f"enable {unit}", lambda _, manager: manager.EnableUnitFiles([unit.encode()], False, False))
+        return True
+
+    async def linger(self) -> bool:
+        """Tell whether our user manager starts at boot and outlives the last log-out."""
+        try:
+            user = await self._login1("GetUser", "u", os.getuid())
+            return bool(await self._login1_property(user[0], "Linger"))
+        except CcorchError:
+            return False
+
+    async def enable_linger(self) -> None:
+        """Let our user manager start at boot (``loginctl enable-linger`` of ourselves)."""
+        await self._login1("SetUserLinger", "ubb", os.getuid(), True, False)
+
+    async def _login1(self, member: str, signature: str, *arguments: object) -> list[Any]:
+        name = "org.freedesktop.login1"
+        bus = await Bus.connect(system=True)
+        try:
+            return await bus.call(name, "/org/freedesktop/login1", f"{name}.Manager", member, signature, *arguments)
+        except DBusCallError as error:
+            raise CcorchError(ErrorCode.HOST_FAILED, f"logind refuses {member}: {error.text or error.name}") from error
+        finally:
+            await bus.close()
+
+    async def _login1_property(self, path: str, name: str) -> Any:
+        bus = await Bus.connect(system=True)
+        try:
+            properties, user = "org.freedesktop.DBus.Properties", "org.freedesktop.login1.User"
+            [value] = await bus.call("org.freedesktop.login1", path, properties, "Get", "ss", user, name)
+            return value
+        except DBusCallError as error:
+            raise CcorchError(ErrorCode.HOST_FAILED, f"logind does not tell {name}: {error.text}") from error
+        finally:
+            await bus.close()
+
+    # Commands
+
+    async def _ask(self, what: str, work: Callable[[Any, Any], _T]) -> _T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._commands.run, work)
+        except DBusBaseError as error:
+            raise self._translate(what, error) from error
+
+    async def _ask_unless_gone(self, what: str, work: Callable[[Any, Any], _T]) -> _T | None:
+        """Do the same, but return None when the manager does not know the unit (any more)."""
+
+        def quiet(bus: Any, manager: Any) -> _T | None:
+            try:
+                return work(bus, manager)
+            except DBusBaseError as error:
+                if _error_is(error, "NoSuchUnit") or _error_is(error, "UnitInactive"):
+                    return None
+                raise
+
+        return await self._ask(what, quiet)
+
+    @staticmethod
+    def _translate(what: str, error: DBusBaseError) -> CcorchError:
+        if error.errno == -errno.ETIMEDOUT:
+            return CcorchError(ErrorCode.TIMEOUT, f"The user manager did not {what} within {_CALL_TIMEOUT:g} seconds")
+        if not _runtime_dir().joinpath("systemd").exists():
+            return CcorchError(
+                ErrorCode.HOST_FAILED,
+                f"There is no systemd user manager for UID {os.getuid()}",
+                "Log in through PAM (ssh, a console), or keep one running: loginctl enable-linger $USER",
+            )
+        return CcorchError(ErrorCode.HOST_FAILED, f"The user manager did not {what}: {_error_text(error)}")
+
+    # Signals
+
+    async def _job_result(self, job: str, unit: str, timeout: float) -> str | None:
+        """Return the job's result, "" when it ended unseen (the bus was lost), None when it outlasts *timeout*."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[job] = future
+        if job in self._finished:
+            future.set_result(self._finished[job])
+        deadline = time.monotonic() + timeout
+        try:
+            while True:
+                left = deadline - time.monotonic()
+                unheard = self._bus is None or self._bus.closed.is_set()
+                await asyncio.wait({future}, timeout=max(min(left, 0.02 if unheard else 0.5), 0))
+                if future.done():
+                    return str(future.result())
+                if left <= 0:
+                    return None
+                current = await self._ask(
+                    f"look at the job of {unit}",
+                    lambda bus, _: _property(bus, _unit_path(unit), _UNIT, "Job", "(uo)")[1],
+                )
+                if current != job.encode() and not future.done():
+                    return ""
+        finally:
+            self._waiting.pop(job, None)
+
+    def _job_removed(self, message: Message) -> None:
+        _, job, _, result = message.body
+        # The answer to the command can come after the end of the job it names: keep some results for it.
+        self._finished[job] = result
+        while len(self._finished) > 64:
+            del self._finished[next(iter(self._finished))]
+        if (future := self._waiting.get(job)) is not None and not future.done():
+            future.set_result(result)
+
+    def _unit_changed(self, message: Message) -> None:
+        unit = self._ours(_unit_name(message.path))
+        if unit is None:
+            return
+        interface, changed, _ = plain(message.body)
+        # The scope's own properties come before those of the unit (systemd, bus_unit_send_change_signal).
+        if interface == _SCOPE and "Result" in changed:
+            self._results[unit] = changed["Result"]
+        elif interface == _UNIT and changed.get("ActiveState") in ("inactive", "failed"):
+            self._gone(unit)
+        elif interface == _UNIT and changed.get("ActiveState") == "active":
+            self._active.add(unit)
+
+    def _unit_removed(self, message: Message) -> None:
+        if (unit := self._ours(message.body[0])) is not None:
+            self._gone(unit)
+
+    def _owner_changed(self, message: Message) -> None:
+        name, _, owner = message.body
+        if name == _NAME and owner:  # the manager has re-executed itself
+            task = asyncio.get_running_loop().create_task(self._resume())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _resume(self) -> None:
+        try:
+            await self._subscribe()
+        except CcorchError as error:
+            _log.error("no signals from the user manager after its restart: %s", error)
+
+    def _ours(self, unit: str) -> str | None:
+        return unit if unit.startswith(f"{self._naming.stem}-") and unit.endswith(".scope") else None
+
+    def _gone(self, unit: str) -> None:
+        if unit not in self._active:
+            return
+        self._active.discard(unit)
+        result = self._results.pop(unit, "success")
+        for callback in self._callbacks:
+            try:
+                callback(unit, result)
+            except Exception:
+                _log.exception("a callback for the end of %s failed", unit)
+
+
+def _lives_in(pid: int, unit: str) -> bool:
+    """Tell whether *pid* is alive, no zombie, and in the cgroup of *unit*."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0]
+        groups = Path(f"/proc/{pid}/cgroup").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return False
+    # v1 lines can stand beside ours; that of v2 begins with 0:: (cgroups(7)), that of a host without it names systemd.
+    own = [line for line in groups if line.startswith("0::") or ":name=systemd:" in line]
+    return state not in "ZX" and any(f"/{unit}" in line for line in own)
+
+
+def _runs_in_user_manager() -> bool:
+    with contextlib.suppress(OSError):
+        return f"/user@{os.getuid()}.service/" in Path("/proc/self/cgroup").read_text("utf-8", "replace")
+    return False
