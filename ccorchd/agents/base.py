@@ -45,11 +45,13 @@ class Paths:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to exec in the agent's pane. *environment* is laid over the instance's own; *user_bus* lets it reach the bus."""
+    """What to exec in the agent's pane."""
 
     argv: list[str]
     environment: dict[str, str] = field(default_factory=dict)
+    """Laid over the instance's own."""
     user_bus: bool = False
+    """True if it may reach the user's session bus."""
 
 
 class Agent(ABC):
@@ -64,7 +66,7 @@ class Agent(ABC):
     confirms_prompts: ClassVar[bool] = False
     """True if a report follows each prompt (:attr:`Change.prompt_confirmed`), so that delivery can be made sure of."""
 
-    def check(self, environment: Mapping[str, str], options: Mapping[str, str]) -> None:
+    def check(self, environment: Mapping[str, str], options: Mapping[str, str]) -> None:  # noqa: B027 - many need none
         """Raise ``MissingProgram`` or ``InvalidArgument`` if it could not be launched with *environment* and *options*.
 
         Programs are looked for in the PATH of *environment*: the daemon's own is the manager's bare one.
@@ -81,6 +83,14 @@ class Agent(ABC):
     def interpret(self, instance: InstanceRecord, report: Report) -> Change:
         """Return what *report* means. Reports of a kind it does not know change nothing: ``Change()``."""
 
+    def status_file(self, instance: InstanceRecord) -> Path | None:
+        """Return the file in which the agent's process keeps its own status, if it has one: read when it changes."""
+        return None
+
+    def interpret_status(self, instance: InstanceRecord, text: str) -> Change:
+        """Return what the status file's *text* tells beyond the reports."""
+        return Change()
+
     def exit_change(self, status: int | None, signal: int | None) -> Change:
         """Return what the end of its process means; both None if nobody saw how it ended."""
         if signal:
@@ -90,7 +100,7 @@ class Agent(ABC):
                 reason=Reason.SIGNAL,
                 reason_text=name,
                 doing="",
-                kind="agent-exited",
+                kind="agent.exited",
                 message=f"{self.kind} was killed by {name}",
                 priority=4,
                 data={"signal": signal},
@@ -101,7 +111,7 @@ class Agent(ABC):
                 reason=Reason.LOST,
                 reason_text="how it ended was not seen",
                 doing="",
-                kind="agent-exited",
+                kind="agent.exited",
                 message=f"{self.kind} ended, and how was not seen",
                 priority=4,
             )
@@ -110,7 +120,7 @@ class Agent(ABC):
             reason=Reason.EXIT,
             reason_text=f"exit status {status}",
             doing="",
-            kind="agent-exited",
+            kind="agent.exited",
             message=f"{self.kind} exited with status {status}",
             priority=4 if status else 6,
             data={"status": status},
