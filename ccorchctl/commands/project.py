@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``project``: registered repositories, and the agreement to their set-up steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ccorchctl import prompts
+from ccorchctl.commands import Verbs
+from ccorchctl.context import Context
+from ccorchctl.failures import Failure
+from ccorchctl.output import Column, age, clean, home, machine, stamp
+from ccorchd.contract import PROJECT_FIELDS, ErrorCode
+
+if TYPE_CHECKING:
+    from ccorchctl.client import Client
+
+
+def add(verbs: Verbs) -> None:
+    noun = verbs.noun("project", "show and remove projects, agree to their set-up steps", example="project list")
+    noun.verb("list", run_list, "list projects", example="project list")
+    here = "name of the project (default: the one of this folder)"
+    parser = noun.verb("show", run_show, "show a project: repository and set-up steps", example="project show shop")
+    parser.add_argument("name", metavar="PROJECT", nargs="?", help=here)
+    parser = noun.verb(
+        "agree",
+        run_agree,
+        "agree to the set-up steps of a project's .ccorch.toml",
+        example="project agree shop",
+        description="Show the set-up steps of a project's .ccorch.toml and agree to them. They are commands that run in each "
+        "new worktree, with your rights; until you have agreed, and again after they change, no instance starts.",
+    )
+    parser.add_argument("name", metavar="PROJECT", nargs="?", help=here)
+    parser = noun.verb(
+        "remove",
+        run_remove,
+        "forget a project without instances; the repository is not touched",
+        example="project remove shop --yes",
+    )
+    parser.add_argument("name", metavar="PROJECT", help="name of the project")
+
+
+def _setup(row: Any) -> str:
+    if not row.get("setup"):
+        return "none"
+    return "agreed" if row.get("setup_agreed") else "NOT AGREED"
+
+
+COLUMNS = (
+    Column("PROJECT", lambda row: str(row["name"])),
+    Column("INSTANCES", lambda row: str(row.get("instances", 0)), right=True),
+    Column("SET-UP", _setup, colour=lambda row: "yellow" if row.get("setup") and not row.get("setup_agreed") else ""),
+    Column("CREATED", lambda row: age(row.get("created")), drop=1),
+    Column("REPOSITORY", lambda row: home(str(row["repository"])), least=20, left=True),
+)
+
+
+async def run_list(context: Context) -> int:
+    rows = sorted(await (await context.client()).projects(), key=lambda row: str(row["name"]))
+    if context.out.human:
+        context.out.table(rows, COLUMNS, empty="No projects. In a git repository: ccorchctl init")
+    else:
+        context.out.data([machine(row, PROJECT_FIELDS) for row in rows])
+    return 0
+
+
+async def run_show(context: Context) -> int:
+    client = await context.client()
+    row = await client.project(await context.project_name(context.options.name))
+    out = context.out
+    if not out.human:
+        out.data(machine(row, PROJECT_FIELDS))
+        return 0
+    created = row.get("created")
+    out.fields(
+        [
+            ("Project", out.paint(str(row["name"]), "bold")),
+            ("Repository", clean(str(row["repository"]))),
+            ("Created", f"{stamp(created)} ({age(created)})" if created else ""),
+            ("Instances", str(row.get("instances", 0))),
+            ("Set-up", _setup(row)),
+        ]
+    )
+    print_steps(context, row)
+    if row.get("setup") and not row.get("setup_agreed"):
+        out.note(f"Agree to them: ccorchctl project agree {row['name']}")
+    return 0
+
+
+def print_steps(context: Context, row: dict[str, Any]) -> None:
+    """Print the set-up steps in full, one to a line, as they would run; control characters are shown escaped."""
+    for number, step in enumerate(row.get("setup") or (), 1):
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(step))
+        context.out.line(f"  {number}. {shown}")
+
+
+async def agree(context: Context, client: Client, row: dict[str, Any]) -> bool:
+    """Show the steps and have the user agree; return False when they said no. Raises NotAllowed if nobody can be asked."""
+    context.out.note(f"Set-up steps of {row['name']}, from .ccorch.toml in {home(str(row['repository']))}:")
+    print_steps(context, row)
+    if not context.options.yes:
+        if not prompts.interactive():
+            raise Failure(
+                ErrorCode.SETUP_NOT_AGREED,
+                f"The set-up steps of {row['name']} need your agreement, and standard input is no terminal.",
+                f"Read them, then: ccorchctl project agree {row['name']} --yes",
+            )
+        if not prompts.confirm("Run these commands in each new worktree?"):
+            return False
+    await client.agree_setup(str(row["object"]), str(row.get("setup_hash", "")))
+    return True
+
+
+async def run_agree(context: Context) -> int:
+    client = await context.client()
+    row = await client.project(await context.project_name(context.options.name))
+    if not row.get("setup"):
+        context.out.note(f"{row['name']} has no set-up steps.")
+    elif row.get("setup_agreed"):
+        context.out.note(f"You have agreed to the set-up steps of {row['name']} already.")
+    elif await agree(context, client, row):
+        context.out.note("Agreed.")
+    else:
+        raise Failure(ErrorCode.NOT_ALLOWED, "Not agreed; nothing was done.")
+    return 0
+
+
+async def run_remove(context: Context) -> int:
+    client = await context.client()
+    row = await client.project(context.options.name)
+    prompts.require(
+        f"Forget the project {row['name']} ({home(str(row['repository']))} is not touched)?", yes=context.options.yes
+    )
+    await client.remove_project(str(row["object"]))
+    context.out.note(f"Project {row['name']} removed; {home(str(row['repository']))} is as it was.")
+    return 0
