@@ -3,26 +3,13 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import signal
 import sys
 from collections.abc import Sequence
 
-from . import app
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the argument parser; the man page is made from it."""
-    parser = argparse.ArgumentParser(
-        prog="ccorch-web",
-        description="Serve the ccorch dashboard. So far it answers /healthz only.",
-        epilog="example: ccorch-web --host 127.0.0.1 --port 8470",
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8470, help="TCP port, 0 for a free one (default: %(default)s)")
-    return parser
+from . import app, parser
 
 
 async def serve(host: str, port: int) -> None:
@@ -38,7 +25,7 @@ async def serve(host: str, port: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server and return the exit status."""
-    options = build_parser().parse_args(arguments)
+    options = parser.build().parse_args(arguments)
     try:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(serve(options.host, options.port))

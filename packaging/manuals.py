@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Make the manual pages: ``python3 packaging/manuals.py FOLDER``.
+
+Pages of commands come from their argument parsers by argparse-manpage; those in man/ are written by hand and win.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+GENERATED = {
+    "ccorchctl.1": ("ccorchctl/parser.py", "build"),
+    "ccorch-web.8": ("web/parser.py", "build"),
+}
+"""Page, file, and the function in it that returns the parser."""
+
+
+def generate(page: str, source: str, function: str, folder: Path) -> None:
+    """Write one page; argparse-manpage's own version decides the finer points of its layout."""
+    name, _, section = page.rpartition(".")
+    target = folder / page
+    command = ["argparse-manpage", "--pyfile", source, "--function", function]
+    command += ["--project-name", name, "--output", str(target)]
+    # The parser wraps text to the terminal it sees; troff does that itself.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "1000", "NO_COLOR": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    text = target.read_text(encoding="utf-8")
+    # Old versions put every page into section 1.
+    text = re.sub(r'^(\.TH\s+\S+\s+)"?\d"?', rf'\g<1>"{section}"', text, count=1, flags=re.MULTILINE)
+    target.write_text(text, encoding="utf-8")
+
+
+def main(folder: Path) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    written = sorted((ROOT / "man").glob("*.[1-8]"))
+    for page in written:
+        shutil.copy(page, folder / page.name)
+    for name, (source, function) in GENERATED.items():
+        if name not in {page.name for page in written}:
+            generate(name, source, function, folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
