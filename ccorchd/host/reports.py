@@ -119,6 +119,7 @@ class ReportServer:
         self._watch: inotify.Watch | None = None
         self._unwatchable = False
         self._listener: sockets.socket | None = None
+        self._resume: asyncio.TimerHandle | None = None
         self._main: asyncio.Task[None] | None = None
         self._busy: set[asyncio.Task[None]] = set()
         self._quiet: set[asyncio.Task[None]] = set()
@@ -171,9 +172,9 @@ class ReportServer:
         try:
             async with asyncio.TaskGroup() as group:
                 spool = group.create_task(self._work_off_spool())
-                accept = group.create_task(self._accept(self._listener, group))
+                self._accept_from(self._listener, group)
                 await self._closing.wait()
-                accept.cancel()
+                self._stop_accepting(self._listener)
                 self.socket.unlink(missing_ok=True)
                 self._listener.close()
                 for task in self._quiet:
@@ -183,6 +184,7 @@ class ReportServer:
                 for task in late:
                     task.cancel()
         finally:
+            self._stop_accepting(self._listener)
             self._listener.close()
             if self._watch is not None:
                 self._watch.cancel()
@@ -191,19 +193,35 @@ class ReportServer:
 
     # The socket
 
-    async def _accept(self, listener: sockets.socket, group: asyncio.TaskGroup) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _address = await loop.sock_accept(listener)
-            except OSError as error:  # no descriptors left: those waiting stay in the queue meanwhile
-                _log.warning("the event socket of instance %d cannot accept: %s", self.instance_id, error)
-                await asyncio.sleep(0.2)
-                continue
-            task = group.create_task(self._converse(connection))
-            self._quiet.add(task)
-            task.add_done_callback(self._quiet.discard)
-            task.add_done_callback(self._busy.discard)
+    def _accept_from(self, listener: sockets.socket, group: asyncio.TaskGroup) -> None:
+        """Accept whenever somebody waits. (A cancelled loop.sock_accept() can lose the connection it has just made.)"""
+        self._resume = None
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener, group)
+
+    def _stop_accepting(self, listener: sockets.socket) -> None:
+        if self._resume is not None:
+            self._resume.cancel()
+            self._resume = None
+        if listener.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(listener)
+
+    def _accept(self, listener: sockets.socket, group: asyncio.TaskGroup) -> None:
+        try:
+            connection, _address = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:  # no descriptors left: those waiting stay in the queue meanwhile
+            _log.warning("the event socket of instance %d cannot accept: %s", self.instance_id, error)
+            self._stop_accepting(listener)
+            self._resume = asyncio.get_running_loop().call_later(0.2, self._accept_from, listener, group)
+            return
+        connection.setblocking(False)
+        task = group.create_task(self._converse(connection))
+        self._quiet.add(task)
+        # A task that is cancelled before its first step closes nothing.
+        task.add_done_callback(lambda _task: connection.close())
+        task.add_done_callback(self._quiet.discard)
+        task.add_done_callback(self._busy.discard)
 
     async def _converse(self, connection: sockets.socket) -> None:
         loop = asyncio.get_running_loop()
