@@ -26,6 +26,7 @@ BUILD = ROOT / "build"
 CACHE = ROOT / ".cache" / "deb"
 PARTS = (
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "LICENSE",
     "README.md",
     "ccorchctl",

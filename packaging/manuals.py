@@ -16,13 +16,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 GENERATED = {
-    "ccorchctl.1": ("ccorchctl/parser.py", "build"),
-    "ccorch-web.8": ("web/parser.py", "build"),
+    "ccorchctl.1": ("ccorchctl/parser.py", "build", "control ccorch, which runs a team of coding agents"),
+    "ccorch-web.8": ("web/parser.py", "build", "dashboard of ccorch"),
 }
-"""Page, file, and the function in it that returns the parser."""
+"""Page, file, the function in it that returns the parser, and what whatis(1) says."""
 
 
-def generate(page: str, source: str, function: str, folder: Path) -> None:
+def generate(page: str, source: str, function: str, about: str, folder: Path) -> None:
     """Write one page; argparse-manpage's own version decides the finer points of its layout."""
     name, _, section = page.rpartition(".")
     target = folder / page
@@ -34,6 +34,9 @@ def generate(page: str, source: str, function: str, folder: Path) -> None:
     text = target.read_text(encoding="utf-8")
     # Old versions put every page into section 1.
     text = re.sub(r'^(\.TH\s+\S+\s+)"?\d"?', rf'\g<1>"{section}"', text, count=1, flags=re.MULTILINE)
+    text = re.sub(r"^\.SH NAME\n.*$", rf".SH NAME\n{name} \- {about}", text, count=1, flags=re.MULTILINE)
+    # It asks for an author's address and a download page, and prints the lack of them.
+    text = re.sub(r"^\.SH (AUTHORS?|DISTRIBUTION)\n(?:(?!\.SH ).*\n?)*", "", text, flags=re.MULTILINE)
     target.write_text(text, encoding="utf-8")
 
 
@@ -42,9 +45,9 @@ def main(folder: Path) -> int:
     written = sorted((ROOT / "man").glob("*.[1-8]"))
     for page in written:
         shutil.copy(page, folder / page.name)
-    for name, (source, function) in GENERATED.items():
+    for name, (source, function, about) in GENERATED.items():
         if name not in {page.name for page in written}:
-            generate(name, source, function, folder)
+            generate(name, source, function, about, folder)
     return 0
 
 
