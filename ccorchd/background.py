@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Work that goes on beside the caller: every task in one group, none able to take the daemon down, all ended together."""
+"""Work that goes on beside the caller: every task in one group, none able to end the daemon, all ended together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 class Background:
-    """A task group whose members may fail one by one: a failure is logged with its task's name and ends nothing else."""
+    """A task group whose members may fail one by one: a failure is logged with its name and ends nothing else."""
 
     def __init__(self) -> None:
         self._group = asyncio.TaskGroup()

@@ -150,7 +150,7 @@ EXIT_OF: Final[dict[ErrorCode, Exit]] = {
 
 
 def pack_error(message: str, hint: str = "") -> str:
-    """Join sentence and hint into the one string that a D-Bus error carries: the hint is all after the first newline."""
+    """Join sentence and hint into the one string of a D-Bus error: the hint is all after the first newline."""
     sentence = " ".join(message.split())
     return f"{sentence}\n{hint}" if hint else sentence
 

@@ -27,6 +27,7 @@ from ccorchd.errors import CcorchError
 from ccorchd.events import Broadcast
 from ccorchd.history import History
 from ccorchd.host.dbus import Bus
+from ccorchd.host.inotify import Inotify
 from ccorchd.host.journal import Journal
 from ccorchd.host.secrets import Secrets
 from ccorchd.host.systemd import Systemd
@@ -82,6 +83,7 @@ class Daemon:
         history = History(storage, journal, events)
         changes = Changes(storage, history, changed)
         secrets = Secrets(self._naming.state_dir, self._naming.config_dir)
+        inotify = Inotify()
         worktrees = Worktrees(self._naming.data_dir / "worktrees")
 
         async def resume(instance_id: int) -> None:
@@ -95,6 +97,7 @@ class Daemon:
             agents.registry(settings),
             Sampler(UsageReader()),
             secrets,
+            inotify,
             background,
             resume,
         )
@@ -113,7 +116,7 @@ class Daemon:
         doctor = Doctor(orchestrator, systemd)
         await orchestrator.load()
         await orchestrator.adopt()
-        parts = _Face(orchestrator, history, doctor, secrets, changed, events)
+        parts = _Face(orchestrator, history, doctor, secrets, inotify, changed, events)
         server = await self._face(bus, parts, settings, background)
         background.spawn(instances.sample_for_ever(), "usage sampler")
         background.spawn(self._watchdog(), "watchdog")
@@ -123,7 +126,11 @@ class Daemon:
         took = time.monotonic() - self._began
         running = sum(record.state.running for record in instances.records.values())
         await history.record(
-            Event("daemon.started", f"ccorchd {__version__} ready after {took:.2f} s, {running} instances running", priority=5)
+            Event(
+                "daemon.started",
+                f"ccorchd {__version__} ready after {took:.2f} s, {running} instances running",
+                priority=5,
+            )
         )
         try:
             await self._until_stopped(bus, server, parts, systemd, settings, background)
@@ -255,6 +262,7 @@ class Daemon:
         except TimeoutError:
             _log.error("shutdown took more than %g s; the rest is left to systemd", limit)
         await orchestrator.instances.close()
+        parts.inotify.close()
         await systemd.close()
         if parts.bus is not None:
             await parts.bus.close()
@@ -269,6 +277,7 @@ class _Face:
         history: History,
         doctor: Doctor,
         secrets: Secrets,
+        inotify: Inotify,
         changed: Broadcast[InstanceRecord],
         events: Broadcast[Event],
     ) -> None:
@@ -276,6 +285,7 @@ class _Face:
         self.history = history
         self.doctor = doctor
         self.secrets = secrets
+        self.inotify = inotify
         self.changed = changed
         self.events = events
         self.server: Server | None = None

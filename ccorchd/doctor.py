@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import time
 from collections.abc import Awaitable, Callable
@@ -74,7 +75,7 @@ class Doctor:
             "enforced": sorted(enforced & set(_WANTED)),
             "unenforced": sorted(set(_WANTED) - enforced),
             "linger": await self._systemd.linger(),
-            "enabled": await self._systemd.enabled(naming.daemon_unit),
+            "enabled": await self._systemd.enabled_at_boot(naming.daemon_unit),
             "config_dir": naming.config_dir,
             "state_dir": naming.state_dir,
             "data_dir": naming.data_dir,
@@ -146,7 +147,7 @@ class Doctor:
     async def _check_linger(self) -> list[Finding]:
         unit = self._orchestrator.naming.daemon_unit
         findings = []
-        linger, enabled = await self._systemd.linger(), await self._systemd.enabled(unit)
+        linger, enabled = await self._systemd.linger(), await self._systemd.enabled_at_boot(unit)
         if not linger:
             findings.append(
                 _finding(
@@ -193,14 +194,16 @@ class Doctor:
             free = shutil.disk_usage(place).free
             if free < _LEAST_FREE:
                 findings.append(
-                    _finding("disk", "warn", f"only {free / 1024**2:.0f} MiB are free for {what} in {path}", "Free space.")
+                    _finding(
+                        "disk", "warn", f"only {free / 1024**2:.0f} MiB are free for {what} in {path}", "Free space."
+                    )
                 )
         return findings or [_finding("disk", "ok", "there is room for state and worktrees")]
 
     async def _check_projects(self) -> list[Finding]:
         findings = []
         for project in self._orchestrator.projects.values():
-            if not Path(project.repository).is_dir():
+            if not await asyncio.to_thread(Path(project.repository).is_dir):
                 findings.append(
                     _finding(
                         f"project {project.name}",
@@ -222,7 +225,7 @@ class Doctor:
         findings = []
         for record in orchestrator.instances.records.values():
             name = f"instance {record.address}"
-            if not Path(record.worktree).is_dir():
+            if not await asyncio.to_thread(Path(record.worktree).is_dir):
                 findings.append(
                     _finding(
                         name,
@@ -262,7 +265,7 @@ async def _version_check(name: str, argv: list[str], least: tuple[int, int], hin
     except OSError:
         return _finding(name, "fail", f"{name} is not installed", hint)
     text = output.decode(errors="replace").strip()
-    numbers = [part for part in "".join(char if char.isdigit() else " " for char in text).split()]
+    numbers = re.findall(r"\d+", text)
     found = tuple(int(part) for part in numbers[:2])
     if len(found) == 2 and found < least:
         wanted = ".".join(map(str, least))

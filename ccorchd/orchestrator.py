@@ -36,7 +36,21 @@ from ccorchd.worktrees import Removed, Worktrees, WorktreeStatus
 
 _log = logging.getLogger(__name__)
 
-_MADE_UP: Final = ("ash", "birch", "cedar", "elm", "fir", "hazel", "holly", "larch", "maple", "oak", "pine", "rowan", "yew")
+_MADE_UP: Final = (
+    "ash",
+    "birch",
+    "cedar",
+    "elm",
+    "fir",
+    "hazel",
+    "holly",
+    "larch",
+    "maple",
+    "oak",
+    "pine",
+    "rowan",
+    "yew",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +131,7 @@ class Orchestrator:
     async def resume(self, instance_id: int, *, why: str = "resumed") -> None:
         """Start an instance that ran before, counting the restart."""
         record = self._by_id(instance_id)
-        await self._changes.apply(instance_id, Change(), restarts=record.restarts + 1)
+        await self._changes.apply(instance_id, Change(), columns={"restarts": record.restarts + 1})
         await self._launch(instance_id, prompt="", actor="ccorchd", why=why)
 
     # -- projects --------------------------------------------------------------------------------------------------
@@ -149,7 +163,12 @@ class Orchestrator:
             project = store.add_project(name, root)
             return project, store.add_event(
                 Event(
-                    "project.registered", f"registered {root}", project_id=project.id, project=name, actor=actor, priority=5
+                    "project.registered",
+                    f"registered {root}",
+                    project_id=project.id,
+                    project=name,
+                    actor=actor,
+                    priority=5,
                 )
             )
 
@@ -196,7 +215,9 @@ class Orchestrator:
         raise CcorchError(
             ErrorCode.NO_SUCH_PROJECT,
             f"{path} is in no registered project",
-            "Register the repository with: ccorchctl init" if root else "Go to a project's checkout, or write project/name.",
+            "Register the repository with: ccorchctl init"
+            if root
+            else "Go to a project's checkout, or write project/name.",
         )
 
     def setup_of(self, project: ProjectRecord) -> tuple[ProjectFile, bool]:
@@ -205,7 +226,7 @@ class Orchestrator:
         return file, not file.needs_agreement or file.digest == project.agreed_hash
 
     async def agree(self, project: ProjectRecord, digest: str, *, actor: str) -> None:
-        """Keep that the user agrees to the commands with *digest*; raise ``SetupNotAgreed`` if they are others by now."""
+        """Keep that the user agrees to the commands with *digest*; raise ``SetupNotAgreed`` if they changed since."""
         file, _ = self.setup_of(project)
         if digest != file.digest:
             raise CcorchError(
@@ -245,7 +266,9 @@ class Orchestrator:
 
         def work(store: Store) -> Event | None:
             event = store.add_event(
-                Event("project.removed", "forgotten", project_id=project.id, project=project.name, actor=actor, priority=5)
+                Event(
+                    "project.removed", "forgotten", project_id=project.id, project=project.name, actor=actor, priority=5
+                )
             )
             store.remove_project(project.id)
             return event
@@ -269,7 +292,9 @@ class Orchestrator:
         raise CcorchError(
             ErrorCode.NO_SUCH_INSTANCE,
             f"there is no instance {address!r}",
-            f"In {wanted.project} there are: {', '.join(others)}." if others else f"{wanted.project} has no instances yet.",
+            f"In {wanted.project} there are: {', '.join(others)}."
+            if others
+            else f"{wanted.project} has no instances yet.",
         )
 
     def _by_id(self, instance_id: int) -> InstanceRecord:
@@ -291,7 +316,7 @@ class Orchestrator:
         if not agreed:
             raise CcorchError(
                 ErrorCode.SETUP_NOT_AGREED,
-                f"{project.name} has set-up steps that you have not agreed to: {'; '.join(file.setup) or 'environment'}",
+                f"{project.name} has set-up steps you have not agreed to: {'; '.join(file.setup) or 'its environment'}",
                 f"Read them and agree: ccorchctl project agree {project.name}",
             )
         check_project_environment(file.environment)
@@ -305,8 +330,10 @@ class Orchestrator:
             else:
                 await self._changes.apply(
                     record.id,
-                    Change(State.STOPPED, Reason.REQUESTED, "not started yet", kind="instance.stopped", message="created"),
-                    wanted=False,
+                    Change(
+                        State.STOPPED, Reason.REQUESTED, "not started yet", kind="instance.stopped", message="created"
+                    ),
+                    columns={"wanted": False},
                 )
         except BaseException:
             await asyncio.shield(self._undo_create(self._by_id(record.id)))
@@ -330,30 +357,27 @@ class Orchestrator:
         defaults = Limits.parse(file.limits, default_limits(self.config, total), total)
         limits = Limits.parse(dict(wish.limits), defaults, total)
         environment = from_caller(wish.environment, self.config["agents.environment"])
-        fields: dict[str, object] = {
-            "name": name,
-            "agent": agent,
-            "session_id": str(uuid.uuid4()),
-            "branch": wish.branch or f"ccorch/{name}",
-            "base": wish.base or file.base or "HEAD",
-            "base_commit": "",
-            "worktree": str(self.worktrees.path_for(project.name, name)),
-            "port": await self._free_port(),
-            "prompt": wish.prompt,
-            "limits": limits,
-            "environment": environment,
-            "wanted": wish.start,
-            "state": State.STARTING,
-            "reason": Reason.NONE,
-            "reason_text": "",
-            "options": dict(wish.options),
-        }
-        self.instances.agent(agent).check(
-            {**await self._manager_env(), **environment}, {**wish.options}
-        )
+        port = await self._free_port()
+        self.instances.agent(agent).check({**await self._manager_env(), **environment}, {**wish.options})
 
         def work(store: Store) -> tuple[InstanceRecord, Event | None]:
-            record = store.add_instance(project_id=project.id, **fields)
+            record = store.add_instance(
+                project_id=project.id,
+                name=name,
+                agent=agent,
+                session_id=str(uuid.uuid4()),
+                branch=wish.branch or f"ccorch/{name}",
+                base=wish.base or file.base or "HEAD",
+                base_commit="",
+                worktree=str(self.worktrees.path_for(project.name, name)),
+                port=port,
+                prompt=wish.prompt,
+                limits=limits,
+                environment=environment,
+                wanted=wish.start,
+                state=State.STARTING,
+                options=dict(wish.options),
+            )
             event = store.add_event(
                 Event(
                     "instance.created",
@@ -377,7 +401,7 @@ class Orchestrator:
     async def _make_worktree(self, project: ProjectRecord, record: InstanceRecord, reuse: bool) -> None:
         repository, path = Path(project.repository), Path(record.worktree)
         commit = await self.worktrees.create(repository, path, record.branch, record.base, reuse=reuse)
-        await self._changes.apply(record.id, Change(), base_commit=commit)
+        await self._changes.apply(record.id, Change(), columns={"base_commit": commit})
         await self.worktrees.include(repository, path)
 
     async def _undo_create(self, record: InstanceRecord) -> None:
@@ -453,9 +477,7 @@ class Orchestrator:
 
     # -- instances: running ----------------------------------------------------------------------------------------
 
-    async def start(
-        self, instance_id: int, *, environment: Mapping[str, str], prompt: str = "", actor: str
-    ) -> None:
+    async def start(self, instance_id: int, *, environment: Mapping[str, str], prompt: str = "", actor: str) -> None:
         """Start a stopped or failed instance; its session is resumed. Raises ``WrongState``, ``LimitReached``."""
         self._check_open()
         async with self._lock(instance_id):
@@ -482,7 +504,7 @@ class Orchestrator:
             await self.instances.stop(instance_id, actor=actor, why="restarting")
             record = self._by_id(instance_id)
             await self._take_environment(record, environment)
-            await self._changes.apply(instance_id, Change(), restarts=record.restarts + 1)
+            await self._changes.apply(instance_id, Change(), columns={"restarts": record.restarts + 1})
             await self._launch(instance_id, prompt="", actor=actor, why="restarted")
 
     async def remove(self, instance_id: int, *, force: bool, actor: str) -> Removed:
@@ -545,7 +567,7 @@ class Orchestrator:
         return commit
 
     async def list_worktrees(self, project: str) -> list[dict[str, object]]:
-        """Return a row (``contract.WORKTREE_FIELDS``) for each instance's worktree, of all projects for an empty name."""
+        """Return a row (``contract.WORKTREE_FIELDS``) for each instance's worktree; all projects for ''."""
         if project:
             self.project(project)
         records = [r for r in self.instances.records.values() if not project or r.project == project]
@@ -591,7 +613,7 @@ class Orchestrator:
         record = self._by_id(instance_id)
         project = self.project_by_id(record.project_id)
         file, agreed = self.setup_of(project)
-        if not Path(record.worktree).is_dir():
+        if not await asyncio.to_thread(Path(record.worktree).is_dir):
             raise CcorchError(
                 ErrorCode.WRONG_STATE,
                 f"the worktree of {record.address} is gone: {record.worktree}",
@@ -610,9 +632,7 @@ class Orchestrator:
             suffix=self.naming.suffix,
         )
         setup = file.setup if agreed and record.options.get("setup") != "done" else []
-        await self.instances.start(
-            instance_id, environment, prompt=prompt, setup=setup, actor=actor, why=why
-        )
+        await self.instances.start(instance_id, environment, prompt=prompt, setup=setup, actor=actor, why=why)
 
     async def _manager_env(self) -> dict[str, str]:
         """Return the user manager's environment, the last known one while the manager does not answer."""
@@ -626,7 +646,7 @@ class Orchestrator:
         """Keep what the caller sent: a new SSH agent or PATH must reach an instance that is started again."""
         fresh = from_caller(environment, self.config["agents.environment"])
         if fresh:
-            await self._changes.apply(record.id, Change(), environment={**record.environment, **fresh})
+            await self._changes.apply(record.id, Change(), columns={"environment": {**record.environment, **fresh}})
 
     def _lock(self, instance_id: int) -> asyncio.Lock:
         return self._locks.setdefault(instance_id, asyncio.Lock())

@@ -11,22 +11,32 @@ import asyncio
 import contextvars
 import errno
 import functools
+import inspect
 import json
 import logging
 import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final
 
 from ccorchd.contract import ERROR_PREFIX, ErrorCode, pack_error
 from ccorchd.errors import CcorchError
 from ccorchd.history import History
-from ccorchd.host.dbus import Bus, DBusCallError, DBusError, Message, MessageType, plain
+from ccorchd.host.dbus import (
+    Bus,
+    DBusCallError,
+    DBusError,
+    Message,
+    MessageType,
+    PropertyAccess,
+    dbus_property,
+    method,
+    plain,
+    signal,
+)
 from ccorchd.model import Event
 
 _log = logging.getLogger(__name__)
-P = ParamSpec("P")
-R = TypeVar("R")
 
 _sender: contextvars.ContextVar[str] = contextvars.ContextVar("sender", default="")
 SECRET_METHODS: Final = frozenset({"SetSecret"})
@@ -71,11 +81,7 @@ class Guard:
         except (CcorchError, DBusCallError):
             return f"gone ({sender})"
         uid, pid = credentials.get("UnixUserID"), credentials.get("ProcessID")
-        try:
-            program = Path(f"/proc/{pid}/comm").read_text().strip()
-        except OSError:
-            program = "gone"
-        return f"uid {uid}, pid {pid} ({program})"
+        return f"uid {uid}, pid {pid} ({_program(pid)})"
 
     def authorise(self, actor: str, member: str) -> None:
         """Refuse who may not call *member*. On a session bus only the same user gets in, so there is nothing to refuse.
@@ -93,7 +99,7 @@ class Guard:
         try:
             await self._history.record(
                 Event(
-                    "call.refused" if outcome else "call",
+                    "audit.refused" if outcome else "audit.call",
                     f"{member}{' ' + subject if subject else ''}: {outcome or 'done'}",
                     actor=actor,
                     project=project,
@@ -121,49 +127,104 @@ class Guard:
                 task.cancel()
 
 
-def guarded(
-    *, mutating: bool
-) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
-    """Wrap a method of an interface. *mutating* calls are authorised and audited, refusals too."""
+def _program(pid: object) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "gone"
 
-    def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-        member = function.__name__
 
-        @functools.wraps(function)
-        async def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            interface: Any = args[0]
-            guard: Guard = interface.guard
-            guard.track()
-            actor, outcome = "", ""
-            try:
-                if mutating:
-                    actor = await guard.actor()
-                    guard.authorise(actor, member)
-                return await function(*args, **kwargs)
-            except CcorchError as error:
-                outcome = f"{error.code}: {error.message}"
-                raise DBusError(ERROR_PREFIX + error.code, pack_error(error.message, error.hint)) from error
-            except DBusError as error:
-                outcome = str(error)
-                raise
-            except asyncio.CancelledError:
-                outcome = "ShuttingDown"
-                raise DBusError(
-                    ERROR_PREFIX + ErrorCode.SHUTTING_DOWN,
-                    pack_error("ccorchd is shutting down", "Try again once it is back."),
-                ) from None
-            except Exception as error:
-                code, sentence, hint = _unexpected(error)
-                outcome = f"{code}: {sentence}"
-                _log.exception("%s failed", member)
-                raise DBusError(ERROR_PREFIX + code, pack_error(sentence, hint)) from error
-            finally:
-                if mutating:
-                    await asyncio.shield(guard.audit(member, interface.subject(), args[1:], actor, outcome))
+def _error(code: ErrorCode, message: str, hint: str) -> DBusError:
+    return DBusError(ERROR_PREFIX + code, pack_error(message, hint))  # type: ignore[no-untyped-call]
 
-        return wrapper
+
+Handler = Callable[..., Coroutine[Any, Any, Any]]
+
+
+def exposed(inputs: str = "", output: str = "", *, mutating: bool) -> Callable[[Handler], Handler]:
+    """Make an async function a method of the API.
+
+    *inputs* holds the D-Bus signature of each argument, with a space between them, *output* that of the answer: given
+    here rather than as annotations, which stay what Python and mypy take them for. *mutating* calls are authorised and
+    audited, refusals too.
+    """
+
+    def decorate(function: Handler) -> Handler:
+        wrapper = _guarded(function, mutating=mutating)
+        names = list(inspect.signature(function).parameters)
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [inspect.Parameter(names[0], kind)]
+        for name, signature in zip(names[1:], inputs.split(), strict=True):
+            parameters.append(inspect.Parameter(name, kind, annotation=signature))
+        # dbus-next reads signatures by inspect.signature(), which prefers this attribute.
+        returns = output or inspect.Signature.empty
+        wrapper.__signature__ = inspect.Signature(parameters, return_annotation=returns)  # type: ignore[attr-defined]
+        exported: Handler = method()(wrapper)
+        exported.__dict__["ccorch_mutating"] = mutating
+        return exported
 
     return decorate
+
+
+def readable(signature: str) -> Callable[[Callable[[Any], Any]], Any]:
+    """Make a getter a read-only property of the D-Bus type *signature*."""
+
+    def decorate(function: Callable[[Any], Any]) -> Any:
+        def getter(self: Any) -> Any:
+            return function(self)
+
+        getter.__name__ = function.__name__
+        getter.__doc__ = function.__doc__
+        getter.__annotations__ = {"return": signature}
+        return dbus_property(access=PropertyAccess.READ)(getter)
+
+    return decorate
+
+
+def announced(signature: str) -> Callable[[Callable[[Any, Any], Any]], Any]:
+    """Make a function that returns its argument a signal with one argument of the D-Bus type *signature*."""
+
+    def decorate(function: Callable[[Any, Any], Any]) -> Any:
+        def emitter(self: Any, value: Any) -> Any:
+            return function(self, value)
+
+        emitter.__name__ = function.__name__
+        emitter.__annotations__ = {"return": signature}
+        return signal()(emitter)
+
+    return decorate
+
+
+def _guarded(function: Handler, *, mutating: bool) -> Handler:
+    member = function.__name__
+
+    @functools.wraps(function)
+    async def wrapper(*args: Any) -> Any:
+        interface = args[0]
+        guard: Guard = interface.guard
+        guard.track()
+        actor, outcome = "", ""
+        try:
+            if mutating:
+                actor = await guard.actor()
+                guard.authorise(actor, member)
+            return await function(*args)
+        except CcorchError as error:
+            outcome = f"{error.code}: {error.message}"
+            raise _error(error.code, error.message, error.hint) from error
+        except asyncio.CancelledError:
+            outcome = ErrorCode.SHUTTING_DOWN
+            raise _error(ErrorCode.SHUTTING_DOWN, "ccorchd is shutting down", "Try again once it is back.") from None
+        except Exception as error:
+            code, sentence, hint = _unexpected(error)
+            outcome = f"{code}: {sentence}"
+            _log.exception("%s failed", member)
+            raise _error(code, sentence, hint) from error
+        finally:
+            if mutating:
+                await asyncio.shield(guard.audit(member, interface.subject(), args[1:], actor, outcome))
+
+    return wrapper
 
 
 def _unexpected(error: Exception) -> tuple[ErrorCode, str, str]:
@@ -177,4 +238,4 @@ def _unexpected(error: Exception) -> tuple[ErrorCode, str, str]:
     )
 
 
-__all__ = ["Guard", "guarded"]
+__all__ = ["Guard", "announced", "exposed", "readable"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from ccorchd import __version__
-from ccorchd.bus.guard import Guard, guarded
+from ccorchd.bus.guard import Guard, announced, exposed, readable
 from ccorchd.bus.options import Options
 from ccorchd.bus.project import describe
 from ccorchd.contract import (
@@ -22,7 +22,7 @@ from ccorchd.contract import (
 )
 from ccorchd.doctor import Doctor
 from ccorchd.errors import CcorchError
-from ccorchd.host.dbus import PropertyAccess, ServiceInterface, Variant, dbus_property, method, signal, variants
+from ccorchd.host.dbus import ServiceInterface, Variant, variants
 from ccorchd.host.secrets import Secrets
 from ccorchd.model import Address, Event
 from ccorchd.orchestrator import Orchestrator, Wish
@@ -58,7 +58,7 @@ _STATUS_FIELDS = {
 }
 
 
-class ManagerInterface(ServiceInterface):  # type: ignore[misc]
+class ManagerInterface(ServiceInterface):
     """Everything that is not a verb of one project or instance."""
 
     def __init__(
@@ -81,20 +81,20 @@ class ManagerInterface(ServiceInterface):  # type: ignore[misc]
     def subject(self) -> str:
         return ""
 
-    @dbus_property(access=PropertyAccess.READ)
-    def Version(self) -> "s":  # type: ignore[name-defined]  # noqa: F821
+    @readable("s")
+    def Version(self) -> str:
         return __version__
 
-    @dbus_property(access=PropertyAccess.READ)
-    def ApiVersion(self) -> "u":  # type: ignore[name-defined]  # noqa: F821
+    @readable("u")
+    def ApiVersion(self) -> int:
         return API_VERSION
 
-    @dbus_property(access=PropertyAccess.READ)
-    def Suffix(self) -> "s":  # type: ignore[name-defined]  # noqa: F821
+    @readable("s")
+    def Suffix(self) -> str:
         return self._orchestrator.naming.suffix
 
-    @signal()
-    def EventAdded(self, event) -> "a{sv}":  # type: ignore[no-untyped-def]  # noqa: F722
+    @announced("a{sv}")
+    def EventAdded(self, event: dict[str, Variant]) -> dict[str, Variant]:
         return event
 
     def announce(self, event: Event) -> None:
@@ -103,27 +103,23 @@ class ManagerInterface(ServiceInterface):  # type: ignore[misc]
 
     # -- projects --------------------------------------------------------------------------------------------------
 
-    @method()
-    @guarded(mutating=True)
-    async def RegisterProject(self, repository: "s", options: "a{sv}") -> "o":  # type: ignore[name-defined]  # noqa: F722, F821
+    @exposed("s a{sv}", "o", mutating=True)
+    async def RegisterProject(self, repository: str, options: dict[str, Variant]) -> str:
         given = Options(options, {"name": "s"})
         project = await self._orchestrator.register(repository, given.text("name"), actor=await self.guard.actor())
         return project_path(project.id)
 
-    @method()
-    @guarded(mutating=False)
-    async def ListProjects(self) -> "aa{sv}":  # noqa: F722
+    @exposed("", "aa{sv}", mutating=False)
+    async def ListProjects(self) -> list[dict[str, Variant]]:
         projects = sorted(self._orchestrator.projects.values(), key=lambda project: project.name)
         return [describe(self._orchestrator, project) for project in projects]
 
-    @method()
-    @guarded(mutating=False)
-    async def GetProject(self, name: "s") -> "o":  # type: ignore[name-defined]  # noqa: F821
+    @exposed("s", "o", mutating=False)
+    async def GetProject(self, name: str) -> str:
         return project_path(self._orchestrator.project(name).id)
 
-    @method()
-    @guarded(mutating=False)
-    async def FindProject(self, path: "s") -> "a{sv}":  # type: ignore[name-defined]  # noqa: F722, F821
+    @exposed("s", "a{sv}", mutating=False)
+    async def FindProject(self, path: str) -> dict[str, Variant]:
         project, instance = await self._orchestrator.find(path)
         found = describe(self._orchestrator, project)
         if instance:
@@ -132,9 +128,8 @@ class ManagerInterface(ServiceInterface):  # type: ignore[misc]
 
     # -- instances -------------------------------------------------------------------------------------------------
 
-    @method()
-    @guarded(mutating=True)
-    async def CreateInstance(self, project: "s", name: "s", options: "a{sv}") -> "o":  # type: ignore[name-defined]  # noqa: F722, F821
+    @exposed("s s a{sv}", "o", mutating=True)
+    async def CreateInstance(self, project: str, name: str, options: dict[str, Variant]) -> str:
         given = Options(
             options,
             {
@@ -161,9 +156,8 @@ class ManagerInterface(ServiceInterface):  # type: ignore[misc]
         record = await self._orchestrator.create(project, name, wish, actor=await self.guard.actor())
         return instance_path(record.id)
 
-    @method()
-    @guarded(mutating=False)
-    async def ListInstances(self, filters: "a{sv}") -> "aa{sv}":  # noqa: F722
+    @exposed("a{sv}", "aa{sv}", mutating=False)
+    async def ListInstances(self, filters: dict[str, Variant]) -> list[dict[str, Variant]]:
         given = Options(filters, {"project": "s", "states": "as"})
         if project := given.text("project"):
             self._orchestrator.project(project)
@@ -180,22 +174,19 @@ class ManagerInterface(ServiceInterface):  # type: ignore[misc]
             if (not project or record.project == project) and (not states or record.state in states)
         ]
 
-    @method()
-    @guarded(mutating=False)
-    async def GetInstance(self, address: "s") -> "o":  # type: ignore[name-defined]  # noqa: F821
+    @exposed("s", "o", mutating=False)
+    async def GetInstance(self, address: str) -> str:
         return instance_path(self._orchestrator.instance(address).id)
 
-    @method()
-    @guarded(mutating=False)
-    async def ListWorktrees(self, project: "s") -> "aa{sv}":  # type: ignore[name-defined]  # noqa: F722, F821
+    @exposed("s", "aa{sv}", mutating=False)
+    async def ListWorktrees(self, project: str) -> list[dict[str, Variant]]:
         rows = await self._orchestrator.list_worktrees(project)
         return [variants(WORKTREE_FIELDS, row) for row in rows]
 
     # -- events ----------------------------------------------------------------------------------------------------
 
-    @method()
-    @guarded(mutating=False)
-    async def ListEvents(self, filters: "a{sv}") -> "aa{sv}":  # noqa: F722
+    @exposed("a{sv}", "aa{sv}", mutating=False)
+    async def ListEvents(self, filters: dict[str, Variant]) -> list[dict[str, Variant]]:
         given = Options(
             filters,
             {
@@ -208,13 +199,12 @@ class ManagerInterface(ServiceInterface):  # type: ignore[misc]
                 "newest": "b",
             },
         )
-        if instance := given.text("instance"):
-            Address.parse(instance)
+        address = Address.parse(given.text("instance")) if given.text("instance") else None
         limit = min(given.number("limit", 1000), _MOST_EVENTS)
 
         def work(store: Store) -> list[Event]:
             return store.events(
-                address=instance or None,
+                address=address,
                 project=given.text("project") or None,
                 kinds=given.texts("kinds") or None,
                 after=given.number("after"),
@@ -228,50 +218,41 @@ class ManagerInterface(ServiceInterface):  # type: ignore[misc]
 
     # -- the host and the daemon -----------------------------------------------------------------------------------
 
-    @method()
-    @guarded(mutating=False)
-    async def GetStatus(self) -> "a{sv}":  # noqa: F722
+    @exposed("", "a{sv}", mutating=False)
+    async def GetStatus(self) -> dict[str, Variant]:
         return variants(_STATUS_FIELDS, await self._doctor.status())
 
-    @method()
-    @guarded(mutating=False)
-    async def Doctor(self) -> "aa{sv}":  # noqa: F722
+    @exposed("", "aa{sv}", mutating=False)
+    async def Doctor(self) -> list[dict[str, Variant]]:
         return [variants(CHECK_FIELDS, finding) for finding in await self._doctor.examine()]
 
-    @method()
-    @guarded(mutating=True)
-    async def PrepareHost(self) -> "as":  # type: ignore[name-defined]  # noqa: F821
-        return await self._doctor.prepare_host()
+    @exposed("", "as", mutating=True)
+    async def PrepareHost(self) -> list[str]:
+        return list(await self._doctor.prepare_host())
 
-    @method()
-    @guarded(mutating=False)
-    async def GetSettings(self) -> "aa{sv}":  # noqa: F722
+    @exposed("", "aa{sv}", mutating=False)
+    async def GetSettings(self) -> list[dict[str, Variant]]:
         return [variants(SETTING_FIELDS, row) for row in self._orchestrator.config.rows()]
 
-    @method()
-    @guarded(mutating=True)
+    @exposed(mutating=True)
     async def Reload(self) -> None:
         await self._reload()
 
-    @method()
-    @guarded(mutating=True)
+    @exposed(mutating=True)
     async def Shutdown(self) -> None:
         await self._orchestrator.shutdown(why="ccorchctl shutdown")
         self._quit_soon()
 
     # -- secrets ---------------------------------------------------------------------------------------------------
 
-    @method()
-    @guarded(mutating=True)
-    async def SetSecret(self, name: "s", value: "s") -> None:  # type: ignore[name-defined]  # noqa: F821
+    @exposed("s s", mutating=True)
+    async def SetSecret(self, name: str, value: str) -> None:
         await self._secrets.set(name, value)
 
-    @method()
-    @guarded(mutating=True)
-    async def RemoveSecret(self, name: "s") -> None:  # type: ignore[name-defined]  # noqa: F821
+    @exposed("s", mutating=True)
+    async def RemoveSecret(self, name: str) -> None:
         await self._secrets.remove(name)
 
-    @method()
-    @guarded(mutating=False)
-    async def ListSecrets(self) -> "as":  # type: ignore[name-defined]  # noqa: F821
+    @exposed("", "as", mutating=False)
+    async def ListSecrets(self) -> list[str]:
         return await self._secrets.names()

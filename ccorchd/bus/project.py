@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-from ccorchd.bus.guard import Guard, guarded
+from ccorchd.bus.guard import Guard, exposed, readable
 from ccorchd.bus.options import Options
 from ccorchd.contract import PROJECT_FIELDS, PROJECT_INTERFACE
 from ccorchd.errors import CcorchError
-from ccorchd.host.dbus import PropertyAccess, ServiceInterface, Variant, dbus_property, method, variants
+from ccorchd.host.dbus import ServiceInterface, Variant, variants
 from ccorchd.model import ProjectRecord
 from ccorchd.orchestrator import Orchestrator
 from ccorchd.records import microseconds, project_fields
 
 
-class ProjectInterface(ServiceInterface):  # type: ignore[misc]
+class ProjectInterface(ServiceInterface):
     """The verbs of one project."""
 
     def __init__(self, orchestrator: Orchestrator, guard: Guard, project: ProjectRecord) -> None:
@@ -29,31 +29,28 @@ class ProjectInterface(ServiceInterface):  # type: ignore[misc]
         """Return all properties with plain values."""
         return {"Name": self.Name, "Repository": self.Repository, "Created": self.Created}
 
-    @dbus_property(access=PropertyAccess.READ)
-    def Name(self) -> "s":  # type: ignore[name-defined]  # noqa: F821
+    @readable("s")
+    def Name(self) -> str:
         return self._project.name
 
-    @dbus_property(access=PropertyAccess.READ)
-    def Repository(self) -> "s":  # type: ignore[name-defined]  # noqa: F821
+    @readable("s")
+    def Repository(self) -> str:
         return self._project.repository
 
-    @dbus_property(access=PropertyAccess.READ)
-    def Created(self) -> "t":  # type: ignore[name-defined]  # noqa: F821
+    @readable("t")
+    def Created(self) -> int:
         return microseconds(self._project.created)
 
-    @method()
-    @guarded(mutating=False)
-    async def Describe(self) -> "a{sv}":  # noqa: F722
+    @exposed("", "a{sv}", mutating=False)
+    async def Describe(self) -> dict[str, Variant]:
         return describe(self._orchestrator, self._project)
 
-    @method()
-    @guarded(mutating=True)
-    async def AgreeSetup(self, digest: "s") -> None:  # type: ignore[name-defined]  # noqa: F821
+    @exposed("s", mutating=True)
+    async def AgreeSetup(self, digest: str) -> None:
         await self._orchestrator.agree(self._project, digest, actor=await self.guard.actor())
 
-    @method()
-    @guarded(mutating=True)
-    async def Remove(self, options: "a{sv}") -> None:  # noqa: F722
+    @exposed("a{sv}", mutating=True)
+    async def Remove(self, options: dict[str, Variant]) -> None:
         Options(options, {})
         await self._orchestrator.unregister(self._project, actor=await self.guard.actor())
 

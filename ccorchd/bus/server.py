@@ -92,11 +92,10 @@ class Server:
         """Export and say so from the manager's path, as the specification has it (D-Bus, ObjectManager)."""
         self._bus.export(path, interface)
         shown = {
-            prop.name: Variant(prop.signature, values[prop.name]) for prop in ServiceInterface._get_properties(interface)
+            prop.name: Variant(prop.signature, values[prop.name])
+            for prop in ServiceInterface._get_properties(interface)  # type: ignore[no-untyped-call]
         }
-        self._bus.emit(
-            MANAGER_PATH, _OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", path, {interface.name: shown}
-        )
+        self._bus.emit(MANAGER_PATH, _OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", path, {interface.name: shown})
 
     def _unexport(self, path: str, name: str) -> None:
         self._bus.unexport(path)

@@ -14,7 +14,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from ccorchd.contract import Reason, State
 from ccorchd.events import Broadcast
@@ -49,9 +51,9 @@ class Changes:
         uid: str | None = None,
         actor: str = "agent",
         from_report: bool = False,
-        **columns: object,
+        columns: Mapping[str, object] = MappingProxyType({}),
     ) -> bool:
-        """Apply *change* (and further *columns*) and record its event, in one transaction; tell whether it was new.
+        """Apply *change* and further *columns* and record the event, in one transaction; tell whether it was new.
 
         A change with a *uid* that is already stored does nothing at all: that is how a report that was sent twice, or
         both acknowledged and spooled, counts once. A report (*from_report*) never brings an instance back that is

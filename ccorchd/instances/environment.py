@@ -100,8 +100,7 @@ def compose(
     """Return the whole environment of an agent.
 
     Laid over each other: the user manager's (which holds environment.d(5)), what the caller sent when the instance was
-    created or started, what the project names, and ccorch's own. ``LC_ALL`` or a UTF-8 ``LANG`` is made sure of: tmux
-    shows nothing at all in the C locale.
+    created or started, what the project names, and ccorch's own.
     """
     user = pwd.getpwuid(os.getuid())
     base = {
@@ -118,8 +117,6 @@ def compose(
     local_bin = f"{user.pw_dir}/.local/bin"
     if local_bin not in result["PATH"].split(":"):
         result["PATH"] = f"{local_bin}:{result['PATH']}"
-    if "utf" not in (result.get("LC_ALL") or result.get("LC_CTYPE") or result.get("LANG", "")).lower():
-        result["LC_ALL"] = "C.UTF-8"
     result.update(
         {
             "CCORCH_INSTANCE": str(instance.address),

@@ -21,7 +21,7 @@ from ccorchd.agents.base import Launch, Paths, hook_argv
 from ccorchd.contract import ErrorCode, Naming
 from ccorchd.errors import CcorchError
 from ccorchd.host.systemd import Systemd
-from ccorchd.host.tmux import TmuxServer, write_config
+from ccorchd.host.tmux import TmuxServer, server_environment, write_config
 from ccorchd.model import InstanceRecord
 
 SETUP_STEP: Final = "SetupStep"
@@ -29,9 +29,6 @@ SETUP_DONE: Final = "SetupDone"
 SETUP_FAILED: Final = "SetupFailed"
 SETUP_EXIT: Final = 97
 """Exit status of a launch script whose set-up step failed; the report that came before names the step."""
-
-NO_USER_BUS: Final = "unix:path=/nonexistent"
-"""tmux with libsystemd moves each pane into a scope of its own when it can reach the user's bus (platform.md)."""
 
 _GATE: Final = ["/bin/sh", "-c", 'read -r word && [ "$word" = go ] || exit 1; exec "$@"', "ccorch-launch"]
 
@@ -69,14 +66,14 @@ def launch_script(launch: Launch, setup: Sequence[str]) -> str:
             f"/bin/sh -c {quoted}",
             "status=$?",
             'if [ "$status" -ne 0 ]; then',
-            f"  report {SETUP_FAILED} \"{{\\\"number\\\": {number}, \\\"status\\\": $status}}\"",
+            f'  report {SETUP_FAILED} "{{\\"number\\": {number}, \\"status\\": $status}}"',
             f"  exit {SETUP_EXIT}",
             "fi",
         ]
     if setup:
         lines.append(f"report {SETUP_DONE} '{{}}'")
     if launch.user_bus:
-        # Here and not in tmux' environment: the server must never find the user's bus (see NO_USER_BUS).
+        # Here and not in tmux' environment: the server must never find the user's bus (see server_environment).
         lines.append('export DBUS_SESSION_BUS_ADDRESS="unix:path=$XDG_RUNTIME_DIR/bus"')
     lines.append("exec " + shlex.join(launch.argv))
     return "\n".join(lines) + "\n"
@@ -118,8 +115,7 @@ class Launcher:
         server_argv = TmuxServer.launch_argv(
             socket, cwd=paths.worktree, command=["/bin/sh", str(script)], config=config
         )
-        env = {**environment, **launch.environment, **paths.hook_environment()}
-        env["DBUS_SESSION_BUS_ADDRESS"] = NO_USER_BUS
+        env = server_environment({**environment, **launch.environment, **paths.hook_environment()})
         unit = self._naming.scope(instance.project, instance.name)
         child = await self._gate(server_argv, env, paths.worktree)
         try:
@@ -135,7 +131,9 @@ class Launcher:
             if child.returncode != 0:
                 words = " ".join(complaint.decode(errors="replace").split()) or f"exit status {child.returncode}"
                 raise CcorchError(
-                    ErrorCode.HOST_FAILED, f"tmux did not start for {instance.address}: {words}", "Try: ccorchctl doctor"
+                    ErrorCode.HOST_FAILED,
+                    f"tmux did not start for {instance.address}: {words}",
+                    "Try: ccorchctl doctor",
                 )
             server = TmuxServer(socket)
             return server, await self._agent_pid(server, instance, unit)
@@ -149,9 +147,7 @@ class Launcher:
             raise
 
     @staticmethod
-    async def _gate(
-        argv: Sequence[str], environment: Mapping[str, str], cwd: Path
-    ) -> asyncio.subprocess.Process:
+    async def _gate(argv: Sequence[str], environment: Mapping[str, str], cwd: Path) -> asyncio.subprocess.Process:
         try:
             return await asyncio.create_subprocess_exec(
                 *_GATE,
@@ -164,7 +160,9 @@ class Launcher:
                 start_new_session=True,
             )
         except OSError as error:
-            raise CcorchError(ErrorCode.HOST_FAILED, f"no process could be started in {cwd}: {error.strerror}") from error
+            raise CcorchError(
+                ErrorCode.HOST_FAILED, f"no process could be started in {cwd}: {error.strerror}"
+            ) from error
 
     async def _agent_pid(self, server: TmuxServer, instance: InstanceRecord, unit: str) -> int:
         panes = await server.panes()

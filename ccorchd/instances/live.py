@@ -36,6 +36,7 @@ class Live:
     """Why it is being stopped on purpose; empty while nobody asked for it."""
     retried_session: bool = False
     setup_failure: str = ""
+    status_file: Path | None = None
 
     async def close(self) -> None:
         """Let go of everything without touching the instance."""

@@ -43,8 +43,8 @@ def check_ready(record: InstanceRecord, agent: Agent) -> None:
 async def deliver(record: InstanceRecord, live: Live, agent: Agent, text: str, config: Config) -> bool:
     """Paste *text* and press Enter; return whether the agent confirmed it (False: it is queued behind a turn).
 
-    Raises ``NotReady`` if the agent does not come up in ``instances.start_timeout`` seconds, ``NotDelivered`` if it does
-    not confirm within ``prompts.confirm_timeout`` seconds, spread over ``prompts.retries`` further Enters.
+    Raises ``NotReady`` if the agent does not come up in ``instances.start_timeout`` seconds, ``NotDelivered`` if it
+    does not confirm within ``prompts.confirm_timeout`` seconds, spread over ``prompts.retries`` further Enters.
     """
     if live.tmux is None:
         raise CcorchError(ErrorCode.NOT_READY, f"{record.address} has no terminal yet", "Try again in a moment.")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What instances use, sampled once an interval without a fork, and the naming of what the kernel killed for memory.
 
-With ``OOMPolicy=continue`` a scope's Result stays ``success`` after an out-of-memory kill (platform.md), so the truth is
-the count in ``memory.events``. Whom it hit is told by comparing the processes of two samples: best effort, since the
-kernel's own message needs rights that a user may not have.
+With ``OOMPolicy=continue`` a scope's Result stays ``success`` after an out-of-memory kill, so the truth is the count in
+``memory.events``. Whom it hit is told by comparing the processes of two samples: best effort, since the kernel's own
+message needs rights that a user may not have.
 """
 
 from __future__ import annotations

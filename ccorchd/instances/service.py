@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal as signals
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ccorchd.agents.base import Agent
+from ccorchd.agents.base import Agent, Paths
 from ccorchd.background import Background
 from ccorchd.config import Config
 from ccorchd.contract import ErrorCode, Naming, Reason, State
 from ccorchd.errors import CcorchError
+from ccorchd.host.inotify import Inotify
 from ccorchd.host.pidfd import PidWatch
 from ccorchd.host.reports import ReportServer
 from ccorchd.host.secrets import Secrets
@@ -36,11 +38,11 @@ from ccorchd.instances.launch import (
 )
 from ccorchd.instances.live import Live
 from ccorchd.instances.sampler import Kill, Sampler
+from ccorchd.instances.statusfiles import StatusFiles
 from ccorchd.model import Change, InstanceRecord, Report, Usage
 
 _log = logging.getLogger(__name__)
 
-SECRET_EVENT: Final = "AskSecret"
 _SCREEN_LINES: Final = 15
 _TMUX_TIMEOUT: Final = 5.0
 
@@ -57,6 +59,7 @@ class Instances:
         agents: Mapping[str, Agent],
         sampler: Sampler,
         secrets: Secrets,
+        inotify: Inotify,
         background: Background,
         resume: Callable[[int], Awaitable[None]],
     ) -> None:
@@ -68,6 +71,8 @@ class Instances:
         self.agents = agents
         self._sampler = sampler
         self._secrets = secrets
+        self._inotify = inotify
+        self._status_files = StatusFiles(inotify)
         self._background = background
         self._resume = resume
         self._launcher = Launcher(naming, systemd)
@@ -114,7 +119,7 @@ class Instances:
         remove_runtime(paths)
         paths.runtime.mkdir(parents=True, mode=0o700, exist_ok=True)
         paths.spool.mkdir(parents=True, mode=0o700, exist_ok=True)
-        live = Live(paths, ReportServer(instance_id, paths.socket, paths.spool, self._reported), self.unit(record))
+        live = Live(paths, self._report_server(instance_id, paths), self.unit(record))
         self._live[instance_id] = live
         try:
             await self._changes.apply(
@@ -124,9 +129,7 @@ class Instances:
                 ),
                 unit=live.unit,
                 actor=actor,
-                wanted=True,
-                boot_id=await self._current_epoch(),
-                pid=0,
+                columns={"wanted": True, "boot_id": await self._current_epoch(), "pid": 0},
             )
             await live.reports.start()
             self._sampler.started(instance_id)
@@ -159,13 +162,13 @@ class Instances:
                         priority=3,
                     ),
                     unit=live.unit,
-                    wanted=False,
+                    columns={"wanted": False},
                 )
             )
             raise
         columns: dict[str, object] = {"pid": live.pid, "started": True}
         begun = Change() if agent.confirms_prompts else Change(state=State.WORKING)
-        await self._changes.apply(instance_id, begun, **columns)
+        await self._changes.apply(instance_id, begun, columns=columns)
         if not agent.confirms_prompts:
             live.ready.set()
         self._watch(instance_id, live)
@@ -209,11 +212,34 @@ class Instances:
         status = await self._systemd.scope_status(unit)
         return cgroup_path(status.control_group) if status and status.control_group else None
 
+    def _report_server(self, instance_id: int, paths: Paths) -> ReportServer:
+        return ReportServer(instance_id, paths.socket, paths.spool, self._reported, watcher=self._inotify)
+
     def _watch(self, instance_id: int, live: Live) -> None:
         def died() -> None:
             self._background.spawn(self._ended(instance_id, live), f"end of instance {instance_id}")
 
+        def status_changed() -> None:
+            self._background.spawn(self._read_status(instance_id, live), f"status of instance {instance_id}")
+
         live.watch = PidWatch(live.pid, died)
+        record = self._record(instance_id)
+        live.status_file = self._agent(record).status_file(record)
+        if live.status_file is not None:
+            self._status_files.follow(live.status_file, status_changed)
+
+    async def _read_status(self, instance_id: int, live: Live) -> None:
+        """Take in what the agent's status file says, while its process lives (the file is stale after SIGKILL)."""
+        record = self.records.get(instance_id)
+        if record is None or live.status_file is None or live.stop_reason or not process_alive(live.pid):
+            return
+        try:
+            text = await asyncio.to_thread(live.status_file.read_text, encoding="utf-8", errors="replace")
+        except OSError:
+            return
+        change = self._agent(record).interpret_status(record, text)
+        if change != Change():
+            await self._changes.apply(instance_id, change, unit=live.unit, from_report=True)
 
     async def _current_epoch(self) -> str:
         """Return what changes when scopes cannot have survived: the boot, and the user manager's own start."""
@@ -228,14 +254,19 @@ class Instances:
         live = self._live.get(report.instance_id)
         if record is None or live is None:
             return {}
-        if report.event == SECRET_EVENT:
-            return {"output": await self._secrets.get(str(report.payload.get("name", ""))) or ""}
+        if "secret" in report.payload and len(report.payload) == 1:
+            return {"secret": await self._secrets.get(str(report.payload["secret"])) or ""}
         change = self._setup_change(report, live) or self._agent(record).interpret(record, report)
         stale = report.time < live.last_report
         if stale and change.state is not None:
             change = Change(kind=change.kind, message=change.message, priority=change.priority, data=change.data)
         fresh = await self._changes.apply(
-            record.id, change, unit=live.unit, uid=report.uid, from_report=True, **self._setup_columns(report, record)
+            record.id,
+            change,
+            unit=live.unit,
+            uid=report.uid,
+            from_report=True,
+            columns=self._setup_columns(report, record),
         )
         if not fresh or stale:
             return {}
@@ -296,7 +327,7 @@ class Instances:
         change = self._end_change(record, agent, live, status, signal, screen, kill, result)
         retry = change.state is State.FAILED and agent.session_lost(screen) and not live.retried_session
         await self._take_down(instance_id, live)
-        await self._changes.apply(instance_id, change, unit=live.unit, wanted=False, pid=0)
+        await self._changes.apply(instance_id, change, unit=live.unit, columns={"wanted": False, "pid": 0})
         live.gone.set()
         if retry:
             await self._retry_session(instance_id)
@@ -306,9 +337,11 @@ class Instances:
         record = self._record(instance_id)
         await self._changes.apply(
             instance_id,
-            Change(kind="agent.error", message="its session was not as recorded; starting it the other way", priority=4),
+            Change(
+                kind="agent.error", message="its session was not as recorded; starting it the other way", priority=4
+            ),
             unit=self.unit(record),
-            started=not record.started,
+            columns={"started": not record.started},
         )
         await self._resume(instance_id)
         if (live := self._live.get(instance_id)) is not None:
@@ -318,9 +351,7 @@ class Instances:
         if live.cgroup is None or not live.cgroup.exists():
             return None
         record = self._record(instance_id)
-        return await asyncio.to_thread(
-            self._sampler.sample, instance_id, live.cgroup, record.limits.memory_max
-        )
+        return await asyncio.to_thread(self._sampler.sample, instance_id, live.cgroup, record.limits.memory_max)
 
     async def _last_words(self, live: Live) -> tuple[int | None, int | None, str]:
         """Return exit status, signal and the last lines of the agent's screen, as far as tmux still knows."""
@@ -328,15 +359,12 @@ class Instances:
             return None, None, ""
         try:
             async with asyncio.timeout(_TMUX_TIMEOUT):
-                panes = await live.tmux.panes()
-                pane = next((pane for pane in panes if pane.window == "agent"), None)
-                if pane is None or not pane.dead:
-                    return None, None, ""
+                status, signal = await live.tmux.exit_of("agent")
                 screen = await live.tmux.capture("agent")
         except (CcorchError, TimeoutError):
             return None, None, ""
         lines = [line.rstrip() for line in screen.splitlines() if line.strip()]
-        return pane.exit_status, pane.exit_signal, "\n".join(lines[-_SCREEN_LINES:])
+        return status, signal, "\n".join(lines[-_SCREEN_LINES:])
 
     @staticmethod
     def _end_change(
@@ -386,8 +414,9 @@ class Instances:
             await self._systemd.stop_scope(live.unit, timeout=float(self.config["instances.stop_timeout"]))
             await self._systemd.reset_failed(live.unit)
         finally:
-            await live.reports.drain_spool()
             await live.close()
+            if live.status_file is not None:
+                self._status_files.forget(live.status_file)
             if self._live.get(instance_id) is live:
                 del self._live[instance_id]
             remove_runtime(live.paths)
@@ -401,7 +430,10 @@ class Instances:
         if live is None:
             if record.wanted or record.state.running:
                 await self._changes.apply(
-                    instance_id, requested(State.STOPPED, why, "instance.stopped"), actor=actor, wanted=False, pid=0
+                    instance_id,
+                    requested(State.STOPPED, why, "instance.stopped"),
+                    actor=actor,
+                    columns={"wanted": False, "pid": 0},
                 )
             return
         if live.stop_reason:
@@ -416,7 +448,7 @@ class Instances:
         usage = self._sampler.last(instance_id)
         await self._take_down(instance_id, live)
         change = requested(State.STOPPED, _final_words(why, usage), "instance.stopped")
-        await self._changes.apply(instance_id, change, unit=live.unit, actor=actor, wanted=False, pid=0)
+        await self._changes.apply(instance_id, change, unit=live.unit, actor=actor, columns={"wanted": False, "pid": 0})
         live.gone.set()
 
     async def _end_agent(self, live: Live) -> None:
@@ -427,7 +459,7 @@ class Instances:
         if live.watch is not None:
             live.watch.close()
         live.watch = PidWatch(live.pid, gone.set)
-        live.watch.terminate()
+        live.watch.send_signal(signals.SIGTERM)
         try:
             async with asyncio.timeout(float(self.config["instances.stop_timeout"]) / 2):
                 await gone.wait()
@@ -439,7 +471,9 @@ class Instances:
             async with asyncio.timeout(2 * float(self.config["instances.stop_timeout"]) + 5):
                 await live.gone.wait()
         except TimeoutError:
-            raise CcorchError(ErrorCode.TIMEOUT, f"{live.unit} is still being stopped", "Try again in a moment.") from None
+            raise CcorchError(
+                ErrorCode.TIMEOUT, f"{live.unit} is still being stopped", "Try again in a moment."
+            ) from None
 
     async def stop_all(self, *, why: str) -> None:
         """Stop every running instance, all at once."""
@@ -469,7 +503,7 @@ class Instances:
             status = scopes.get(unit)
             paths = instance_paths(self._naming, record)
             paths.spool.mkdir(parents=True, mode=0o700, exist_ok=True)
-            live = Live(paths, ReportServer(record.id, paths.socket, paths.spool, self._reported), unit)
+            live = Live(paths, self._report_server(record.id, paths), unit)
             self._live[record.id] = live
             if status is not None and status.active_state == "active" and record.boot_id == epoch and record.pid:
                 await self._take_over(record, live, status.control_group)
@@ -520,7 +554,7 @@ class Instances:
                 priority=4,
             ),
             unit=self.unit(record),
-            wanted=False,
+            columns={"wanted": False},
         )
 
     async def _lost(self, record: InstanceRecord, result: str) -> None:
@@ -541,7 +575,7 @@ class Instances:
                 data={"result": result} if result else {},
             )
         )
-        await self._changes.apply(record.id, change, unit=self.unit(record), wanted=False, pid=0)
+        await self._changes.apply(record.id, change, unit=self.unit(record), columns={"wanted": False, "pid": 0})
 
     # -- talking ---------------------------------------------------------------------------------------------------
 
@@ -567,11 +601,13 @@ class Instances:
         await self._terminal(record).keys("agent", *self._agent(record).interrupt_keys)
 
     def attach_argv(self, instance_id: int, *, read_only: bool, window: str) -> list[str]:
-        """Return the command that shows the instance's terminal to the caller; raise ``InvalidArgument`` for a window."""
+        """Return the command that shows the instance's terminal; raise ``InvalidArgument`` for an unknown window."""
         record = self._record(instance_id)
         if window not in ("agent", "shell"):
             raise CcorchError(
-                ErrorCode.INVALID_ARGUMENT, f"{window!r} is no window of an instance", "Windows are 'agent' and 'shell'."
+                ErrorCode.INVALID_ARGUMENT,
+                f"{window!r} is no window of an instance",
+                "Windows are 'agent' and 'shell'.",
             )
         return self._terminal(record).attach_argv(read_only=read_only, window=window)
 
@@ -596,16 +632,14 @@ class Instances:
     # -- sampling --------------------------------------------------------------------------------------------------
 
     async def sample_for_ever(self) -> None:
-        """Sample every live scope once an interval (``usage.interval`` seconds); reads files in a thread, forks nothing."""
+        """Sample every live scope once an interval (``usage.interval`` seconds); files are read in a thread."""
         while True:
             await asyncio.sleep(float(self.config["usage.interval"]))
             for instance_id, live in list(self._live.items()):
                 record = self.records.get(instance_id)
                 if live.cgroup is None or record is None or live.stop_reason:
                     continue
-                kill = await asyncio.to_thread(
-                    self._sampler.sample, instance_id, live.cgroup, record.limits.memory_max
-                )
+                kill = await asyncio.to_thread(self._sampler.sample, instance_id, live.cgroup, record.limits.memory_max)
                 if kill is not None and process_alive(live.pid):
                     await self._changes.apply(
                         instance_id,
@@ -639,7 +673,9 @@ class Instances:
         """Return the profile *kind*; raise ``InvalidArgument`` with the known ones."""
         if kind not in self.agents:
             raise CcorchError(
-                ErrorCode.INVALID_ARGUMENT, f"{kind!r} is no kind of agent", f"Known are {', '.join(sorted(self.agents))}."
+                ErrorCode.INVALID_ARGUMENT,
+                f"{kind!r} is no kind of agent",
+                f"Known are {', '.join(sorted(self.agents))}.",
             )
         return self.agents[kind]
 
