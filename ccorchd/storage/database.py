@@ -43,7 +43,7 @@ _COMMIT_GRACE: Final = 10.0
 """Seconds that a transaction which is being committed gets beyond its time-out: it can no longer be taken back."""
 
 _QUICK: Final = 64 * 1024**2
-"""A bigger file is checked for damage only after a crash, so that the daemon is ready soon; 64 MiB take about 0.2 s."""
+"""A bigger file is checked for damage only after a crash, so that the daemon is ready soon: 64 MiB take about 0.1 s."""
 
 _PRAGMAS: Final = {
     "journal_mode": "wal",
@@ -227,49 +227,58 @@ class Storage:
         with contextlib.ExitStack() as stack:
             try:
                 with _translated_files(self._path), _translated(self._path):
-                    self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    stack.enter_context(_locked(self._path))
-                    _prepare(self._path)
-                    # Any: what types peewee tells differs between its versions.
-                    database: Any = SqliteDatabase(str(self._path), pragmas=_PRAGMAS, autoconnect=False)
-                    database.connect()
-                    stack.callback(_close, database)
-                    self._connection = database.connection()
+                    database = self._open(stack)
             except BaseException as error:
+                # Lock and file are let go before the caller hears of it, who may try again at once.
+                stack.close()
                 opening.finish(None, error)
                 return
             store = Store(database)
             opening.finish(None, None)
             while (job := self._queue.get()) is not None:
                 self._perform(job, database, store)
-            # Nobody may interrupt a connection that is being closed.
-            self._connection = None
+
+    def _open(self, stack: contextlib.ExitStack) -> Any:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stack.enter_context(_locked(self._path))
+        _prepare(self._path)
+        # Any: what types peewee tells differs between its versions.
+        database: Any = SqliteDatabase(str(self._path), pragmas=_PRAGMAS, autoconnect=False)
+        database.connect()
+        stack.callback(self._close, database)
+        self._connection = database.connection()
+        return database
+
+    def _close(self, database: Any) -> None:
+        # Nobody may interrupt a connection that is being closed.
+        self._connection = None
+        # No PRAGMA optimize before: without statistics the planner chooses the same indexes at any size, while those of a
+        # young database mislead it when there are 100,000 events.
+        database.close()
 
     def _perform(self, job: _Job, database: Any, store: Store) -> None:
         if not job.advance(_Stage.RUNNING):
             return
+        connection: sqlite3.Connection = database.connection()
         try:
-            with _translated(self._path), database.transaction("IMMEDIATE"):
-                result = job.work(store)
-                if not job.advance(_Stage.COMMITTING):
-                    raise _Abandoned
+            # Not peewee's own transactions: SQLite rolls back by itself when the disk is full, and peewee 4 then raises that
+            # there is nothing to roll back, in place of the reason.
+            with _translated(self._path), database.manual_commit():
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    result = job.work(store)
+                    if not job.advance(_Stage.COMMITTING):
+                        raise _Abandoned
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        with contextlib.suppress(sqlite3.Error):
+                            connection.execute("ROLLBACK")
+                    raise
         except BaseException as error:
-            if self._connection is not None and self._connection.in_transaction:
-                # A roll-back that failed must not make the next function part of this transaction.
-                with contextlib.suppress(sqlite3.Error):
-                    self._connection.rollback()
             job.finish(None, error)
         else:
             job.finish(result, None)
-
-
-def _close(database: Any) -> None:
-    try:
-        # Keeps the statistics that the planner needs fresh; quick by design (https://www.sqlite.org/lang_analyze.html).
-        database.execute_sql("PRAGMA optimize")
-    except PeeweeException as error:
-        _log.warning("the database could not be optimised: %s", error)
-    database.close()
 
 
 @contextlib.contextmanager
@@ -343,7 +352,7 @@ def _damaged(path: Path, detail: str) -> CcorchError:
         kept = f"A copy could not be kept: {error.strerror}. "
     return CcorchError(
         ErrorCode.STORAGE_FAILED,
-        f"the database {path} is damaged: {detail}",
+        f"the database {path} is damaged: {' '.join(detail.split())}",
         f'{kept}Try "sqlite3 {path} .recover", or move the file away: branches and worktrees are not in it and stay.',
     )
 
@@ -355,7 +364,7 @@ def _keep_damaged(path: Path) -> Path:
             return earlier
     copy = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
     wal = path.with_name(path.name + "-wal")
-    if wal.exists():
+    if wal.exists() and wal.stat().st_size > 0:
         shutil.copy2(wal, copy.with_name(copy.name + "-wal"))
     # Under another name until it is whole, so that half a copy is not taken for one.
     partial = copy.with_name(copy.name + ".part")
@@ -369,8 +378,10 @@ def _keep_damaged(path: Path) -> Path:
 
 def _code(error: BaseException) -> int:
     """Return SQLite's primary result code, the low byte of the extended one, or 0 (https://www.sqlite.org/rescode.html)."""
-    # peewee raises its own class with the original exception as its first argument, in 3.14 as in 4.
-    original = error.args[0] if error.args and isinstance(error.args[0], sqlite3.Error) else error
+    # peewee raises a class of its own, in 3.14 as in 4; the code is in the exception that it was handling.
+    original: BaseException | None = error
+    while original is not None and not isinstance(original, sqlite3.Error):
+        original = original.__cause__ or original.__context__
     return (getattr(original, "sqlite_errorcode", None) or 0) & 0xFF
 
 
