@@ -15,7 +15,7 @@ import errno
 import logging
 import os
 import re
-import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,8 +31,11 @@ from pystemd.systemd1.unit_signatures import KNOWN_UNIT_SIGNATURES
 
 from ccorchd.contract import ErrorCode, Naming
 from ccorchd.errors import CcorchError
+from ccorchd.host.cgroup import KILL_TIMEOUT, cgroup_path, empty_cgroup, members, populated, unfreeze
 from ccorchd.host.dbus import Bus, DBusCallError, Message, Subscription, plain
 from ccorchd.model import Limits
+
+__all__ = ["ScopeStatus", "Systemd", "cgroup_path", "empty_cgroup", "members", "populated"]
 
 _log: Final = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -47,7 +50,6 @@ _SCOPE: Final = f"{_NAME}.Scope"
 _INFINITY: Final = 2**64 - 1
 _CALL_TIMEOUT: Final = 5.0
 _START_TIMEOUT: Final = 15.0
-_KILL_TIMEOUT: Final = 10.0
 _STOP_QUESTION_TIMEOUT: Final = 2.0
 
 for _key, _signature in {
@@ -85,84 +87,6 @@ class ScopeStatus:
         return self.active_state in ("inactive", "failed")
 
 
-# Control groups
-
-
-def cgroup_path(control_group: str) -> Path:
-    """Return where *control_group* (``/user.slice/…``) lies in the file system.
-
-    That is the cgroup v2 mount, wherever it is (``/sys/fs/cgroup/unified`` on hybrid hosts); on a host without one the
-    hierarchy of systemd itself, which tells processes but neither limits nor usage.
-    """
-    return _cgroup_mount() / control_group.lstrip("/")
-
-
-def _cgroup_mount() -> Path:
-    try:
-        lines = Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:  # proc_pid_mountinfo(5): the type follows the separator
-        before, _, after = line.partition(" - ")
-        if after.startswith("cgroup2 "):
-            return Path(before.split()[4])
-    return Path("/sys/fs/cgroup/systemd")
-
-
-def members(path: Path) -> list[int]:
-    """Return the PIDs in the cgroup at *path* and in all below it; empty when it is gone."""
-    pids: list[int] = []
-    for folder, _, _ in os.walk(path):
-        with contextlib.suppress(OSError):  # ENOENT, or ENODEV when it goes while we read
-            pids += [int(pid) for pid in (Path(folder) / "cgroup.procs").read_text().split() if pid != "0"]
-    return pids
-
-
-def populated(path: Path) -> bool:
-    """Tell whether the cgroup at *path* has a living process, in whatever depth; False when it is gone."""
-    try:
-        return "populated 1" in (path / "cgroup.events").read_text()
-    except OSError:
-        return bool(members(path))  # cgroup v1 has no cgroup.events
-
-
-async def empty_cgroup(path: Path, *, timeout: float = _KILL_TIMEOUT) -> None:
-    """Kill what is in the cgroup at *path* until nothing is, or it is gone.
-
-    Raise ``Timeout`` when a process survives for *timeout* seconds (stuck in the kernel).
-    """
-    deadline = time.monotonic() + timeout
-    pause = 0.002
-    while populated(path):
-        _kill(path)
-        if time.monotonic() > deadline:
-            raise CcorchError(
-                ErrorCode.TIMEOUT,
-                f"Processes {members(path)} in {path.name} survived SIGKILL for {timeout:g} seconds",
-                "They hang in the kernel, often on a network file system; see their state with ps.",
-            )
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, 0.1)
-
-
-def _kill(path: Path) -> None:
-    try:
-        (path / "cgroup.kill").write_text("1")  # atomic: no fork gets away (kernel 5.14)
-    except OSError:
-        for pid in members(path):
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-
-
-def _unfreeze(path: Path) -> None:
-    """Undo a freeze that was made behind systemd's back, by writing to the cgroup, also in a cgroup below."""
-    for folder, _, _ in os.walk(path):
-        with contextlib.suppress(OSError):
-            freeze = Path(folder) / "cgroup.freeze"
-            if freeze.read_text().strip() == "1":
-                freeze.write_text("0")
-
-
 # The thread's side: pystemd, short blocking calls
 
 _environment_lock: Final = threading.Lock()
@@ -179,15 +103,35 @@ def _connection(address: str | None, timeout: float) -> Iterator[Any]:
         before = os.environ.get("SYSTEMD_BUS_TIMEOUT")
         os.environ["SYSTEMD_BUS_TIMEOUT"] = f"{timeout:g}s"
         try:
-            # Only the private socket is the manager itself; at the end of "bus" there is a message bus.
-            peer = bool(address) and str(address).endswith("/private")
-            with DBus() if address is None else DBusAddress(address.encode(), peer) as bus:
+            if address is None:
+                connection = DBus()
+            else:
+                # Only the private socket is the manager itself; behind the one named "bus" there is a message bus.
+                peer = address.endswith("/private")
+                if peer:
+                    _await_answer(address.partition("=")[2], timeout)
+                connection = DBusAddress(address.encode(), peer)
+            with connection as bus:
                 yield bus
         finally:
             if before is None:
                 del os.environ["SYSTEMD_BUS_TIMEOUT"]
             else:
                 os.environ["SYSTEMD_BUS_TIMEOUT"] = before
+
+
+def _await_answer(path: str, timeout: float) -> None:
+    """Wait until the manager answers at its socket *path*. Raise TimeoutError after *timeout* seconds, or OSError.
+
+    It begins an authentication and leaves. sd-bus would wait 90 seconds for that, with the GIL held and no variable to
+    make it shorter, when the manager hangs.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(timeout)
+        probe.connect(path)
+        probe.sendall(b"\0AUTH EXTERNAL " + str(os.getuid()).encode().hex().encode() + b"\r\n")
+        if not probe.recv(1):
+            raise ConnectionResetError(errno.ECONNRESET, "The user manager hung up")
 
 
 def _runtime_dir() -> Path:
@@ -210,8 +154,8 @@ def _error_is(error: DBusBaseError, name: str) -> bool:
     return full.rsplit(".", 1)[-1] == name or type(error).__name__ == f"DBus{name}Error"
 
 
-def _error_text(error: DBusBaseError) -> str:
-    text = error.err_message
+def _error_text(error: DBusBaseError | OSError) -> str:
+    text = error.strerror if isinstance(error, OSError) else error.err_message
     return text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text or error)
 
 
@@ -454,13 +398,13 @@ class Systemd:
             if job is None or await self._job_result(job, unit, max(deadline - time.monotonic(), 0)) in ("done", None):
                 break
         if cgroup is not None and populated(cgroup):
-            _unfreeze(cgroup)
+            unfreeze(cgroup)
             await empty_cgroup(cgroup)
         await self._settle(unit)
 
     async def _settle(self, unit: str) -> None:
         """Wait until the manager has seen the end of the scope, so that nobody finds it active afterwards."""
-        deadline = time.monotonic() + _KILL_TIMEOUT
+        deadline = time.monotonic() + KILL_TIMEOUT
         while (status := await self.scope_status(unit)) is not None and not status.ended:
             if time.monotonic() > deadline:
                 raise CcorchError(ErrorCode.TIMEOUT, f"{unit} is empty, but systemd still calls it {status.sub_state}")
@@ -489,7 +433,7 @@ class Systemd:
         except CcorchError as error:
             _log.warning("%s", error)  # the stop itself may still succeed, and SIGKILL works on frozen processes
         if cgroup is not None:
-            _unfreeze(cgroup)
+            unfreeze(cgroup)
 
     async def reset_failed(self, unit: str) -> None:
         """Let the manager forget a failed scope. Quiet when there is none."""
@@ -600,7 +544,7 @@ class Systemd:
     async def _ask(self, what: str, work: Callable[[Any, Any], _T]) -> _T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._commands.run, work)
-        except DBusBaseError as error:
+        except (DBusBaseError, OSError) as error:
             raise self._translate(what, error) from error
 
     async def _ask_unless_gone(self, what: str, work: Callable[[Any, Any], _T]) -> _T | None:
@@ -617,8 +561,8 @@ class Systemd:
         return await self._ask(what, quiet)
 
     @staticmethod
-    def _translate(what: str, error: DBusBaseError) -> CcorchError:
-        if error.errno == -errno.ETIMEDOUT:
+    def _translate(what: str, error: DBusBaseError | OSError) -> CcorchError:
+        if isinstance(error, TimeoutError) or error.errno == -errno.ETIMEDOUT:
             return CcorchError(ErrorCode.TIMEOUT, f"The user manager did not {what} within {_CALL_TIMEOUT:g} seconds")
         if not _runtime_dir().joinpath("systemd").exists():
             return CcorchError(
