@@ -19,6 +19,7 @@ from ccorchd.contract import ErrorCode, Naming
 from ccorchd.errors import CcorchError
 from ccorchd.host.dbus import Bus
 from ccorchd.host.systemd import Systemd, cgroup_path, members, populated
+from ccorchd.host.usage import UsageReader, controllers
 from ccorchd.model import Limits
 
 NAMING = Naming("hosttest")
@@ -196,6 +197,22 @@ async def test_death_is_noticed_at_once(systemd: Systemd, spawn: Spawn) -> None:
     assert time.monotonic() - began < 0.5
 
 
+async def test_usage_of_a_scope(systemd: Systemd, spawn: Spawn) -> None:
+    process = spawn(ORPHAN)
+    _, cgroup = await start(systemd, process, "usage")
+    go(process)
+    await until(lambda: len(members(cgroup)) == 3)
+    sample = UsageReader().sample(cgroup)
+    live = controllers(cgroup)
+    assert sample.tasks == 3
+    assert sample.memory
+    assert sample.memory_peak
+    assert sample.memory_peak >= sample.memory
+    assert sample.cpu_seconds is not None
+    assert sample.source == ("cgroup" if {"memory", "pids"} <= live else "processes")
+    assert (sample.oom_kills is None) == ("memory" not in live)
+
+
 async def test_stop_takes_orphans_along(systemd: Systemd, spawn: Spawn) -> None:
     process = spawn(ORPHAN)
     unit, cgroup = await start(systemd, process, "orphans")
@@ -301,6 +318,28 @@ async def test_the_manager_may_reexecute_itself(systemd: Systemd, spawn: Spawn) 
     process.wait()
     assert await asyncio.wait_for(queue.get(), 10) == (unit, "success")
     await start(systemd, spawn("exec sleep 1000"), "reexec")
+
+
+async def test_a_manager_that_hangs_does_not_hang_us(systemd: Systemd) -> None:
+    [pid] = members(cgroup_path((await manager_cgroup()) + "/init.scope"))[:1]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        assert not await systemd.stop_was_requested("dbus.service")
+        assert time.monotonic() - began < 2.5
+        with pytest.raises(CcorchError) as caught:
+            await systemd.manager_state()
+        assert caught.value.code == ErrorCode.TIMEOUT
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert await systemd.manager_state() in ("running", "degraded")
+
+
+async def manager_cgroup() -> str:
+    text = await asyncio.to_thread(
+        subprocess.check_output, ["systemctl", "--user", "show", "-p", "ControlGroup"], text=True
+    )
+    return str(text.strip().partition("=")[2])
 
 
 async def test_what_the_manager_says(systemd: Systemd) -> None:
