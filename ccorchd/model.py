@@ -60,10 +60,14 @@ def parse_size(text: str, what: str, total: int) -> int:
 
     The base is 1024, as in systemd.resource-control(5).
     """
+    size = -1.0
     if match := _SIZE.match(text.strip()):
-        return int(float(match[1]) * _UNITS[match[2].upper()])
-    if match := _PERCENT.match(text.strip()):
-        return int(total * float(match[1]) / 100)
+        size = float(match[1]) * _UNITS[match[2].upper()]
+    elif match := _PERCENT.match(text.strip()):
+        size = total * float(match[1]) / 100
+    # What 63 bits cannot hold, neither the kernel nor SQLite takes; infinity, from 400 digits, is not even an int.
+    if 0 <= size < 2**63:
+        return int(size)
     raise CcorchError(
         ErrorCode.INVALID_ARGUMENT, f"{what}={text!r} is no size", "Write for example 512M, 2G or 40% (of the host)."
     )
@@ -124,7 +128,11 @@ class Limits:
                     )
         # A MemoryMax below the default MemoryHigh would make the default an invisible no-op; follow it down.
         high, most = values["memory_high"], values["memory_max"]
-        if "MemoryHigh" not in wanted and isinstance(most, int) and (high is None or (isinstance(high, int) and high >= most)):
+        if (
+            "MemoryHigh" not in wanted
+            and isinstance(most, int)
+            and (high is None or (isinstance(high, int) and high >= most))
+        ):
             values["memory_high"] = most * 9 // 10
         elif isinstance(most, int) and isinstance(high, int) and high > most:
             raise CcorchError(
@@ -156,9 +164,11 @@ class Limits:
 
     @staticmethod
     def _whole(key: str, text: str, least: int, most: int) -> int:
-        if not text.strip().isascii() or not text.strip().isdigit() or not least <= int(text) <= most:
+        if not re.fullmatch(r"\s*[0-9]{1,9}\s*", text) or not least <= int(text) <= most:
             raise CcorchError(
-                ErrorCode.INVALID_ARGUMENT, f"{key}={text!r} is out of range", f"Write a whole number, {least} to {most}."
+                ErrorCode.INVALID_ARGUMENT,
+                f"{key}={text!r} is out of range",
+                f"Write a whole number, {least} to {most}.",
             )
         return int(text)
 

@@ -252,8 +252,8 @@ class Storage:
     def _close(self, database: Any) -> None:
         # Nobody may interrupt a connection that is being closed.
         self._connection = None
-        # No PRAGMA optimize before: without statistics the planner chooses the same indexes at any size, while those of a
-        # young database mislead it when there are 100,000 events.
+        # No PRAGMA optimize before: without statistics the planner chooses the same indexes at any size, while those
+        # of a young database mislead it when there are 100,000 events.
         database.close()
 
     def _perform(self, job: _Job, database: Any, store: Store) -> None:
@@ -261,8 +261,8 @@ class Storage:
             return
         connection: sqlite3.Connection = database.connection()
         try:
-            # Not peewee's own transactions: SQLite rolls back by itself when the disk is full, and peewee 4 then raises that
-            # there is nothing to roll back, in place of the reason.
+            # Not peewee's own transactions: SQLite rolls back by itself when the disk is full, and peewee 4 then
+            # raises that there is nothing to roll back, in place of the reason.
             with _translated(self._path), database.manual_commit():
                 connection.execute("BEGIN IMMEDIATE")
                 try:

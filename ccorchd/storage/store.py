@@ -35,7 +35,8 @@ class Store:
     """
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        # Any: what types peewee tells differs between its versions.
+        self._database: Any = database
 
     def _rows(self, query: Any) -> list[dict[str, Any]]:
         return list(query.dicts().execute(self._database))

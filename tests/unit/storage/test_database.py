@@ -195,7 +195,9 @@ async def test_a_commit_under_way_is_waited_for(storage: Storage) -> None:
 async def test_close_drains_and_refuses(path: Path) -> None:
     storage = await Storage.open(path)
     gate = Gate("first")
-    tasks = [asyncio.create_task(storage.run(gate))] + [asyncio.create_task(storage.run(add(f"k{n}"))) for n in range(20)]  # type: ignore[list-item]
+    tasks = [asyncio.create_task(storage.run(gate))] + [
+        asyncio.create_task(storage.run(add(f"k{n}"))) for n in range(20)
+    ]
     await gate.reached.wait()
     closing_tasks = [asyncio.create_task(storage.close()) for _ in range(2)]
     await asyncio.sleep(0)
@@ -252,7 +254,11 @@ async def main():
 asyncio.run(main())
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(path)], cwd=REPOSITORY, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", script, str(path)],
+        cwd=REPOSITORY,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -26,8 +26,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 NEXT = (
     # Rebuilds the parent table, which with foreign keys on would take the children along.
-    "CREATE TABLE project_new (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, repository TEXT NOT NULL "
-    "UNIQUE, created REAL NOT NULL, agreed_hash TEXT NOT NULL, colour TEXT NOT NULL DEFAULT 'blue')",
+    "CREATE TABLE project_new (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, repository TEXT "
+    "NOT NULL UNIQUE, created REAL NOT NULL, agreed_hash TEXT NOT NULL, colour TEXT NOT NULL DEFAULT 'blue')",
     "INSERT INTO project_new SELECT *, 'red' FROM project",
     "DROP TABLE project",
     "ALTER TABLE project_new RENAME TO project",

@@ -62,7 +62,11 @@ async def test_projects_are_refused_in_words(storage: Storage) -> None:
     assert (error.code, error.hint) == (ErrorCode.NO_SUCH_PROJECT, "Did you mean web-shop?")
     error = await refused(storage, lambda store: store.project("x"))
     assert error.hint == "The only one is web-shop."
-    for work in (lambda store: store.set_agreed(9, "x"), lambda store: store.remove_project(9), lambda s: made(s, project_id=9)):
+    for work in (
+        lambda store: store.set_agreed(9, "x"),
+        lambda store: store.remove_project(9),
+        lambda s: made(s, project_id=9),
+    ):
         assert (await refused(storage, work)).code is ErrorCode.NO_SUCH_PROJECT
 
 
@@ -74,7 +78,13 @@ async def test_a_project_with_instances_stays(storage: Storage) -> None:
     await storage.run(lambda store: (store.add_project("p", "/r"), made(store, "a"), made(store, "b")))
     error = await refused(storage, lambda store: store.remove_project(1))
     assert (error.code, error.message) == (ErrorCode.PROJECT_IN_USE, "project p has 2 instances: a, b")
-    await storage.run(lambda store: (store.remove_instance(1), store.remove_instance(2), store.remove_project(1)))
+
+    def remove(store: Store) -> None:
+        store.remove_instance(1)
+        store.remove_instance(2)
+        store.remove_project(1)
+
+    await storage.run(remove)
     assert await storage.run(lambda store: store.projects()) == []
 
 
@@ -193,7 +203,9 @@ async def test_a_port_is_leased_once(storage: Storage) -> None:
     assert await storage.run(work) == {42000, 42001}
     error = await refused(storage, lambda store: made(store, "e", port=42001))
     assert (error.code, error.message) == (ErrorCode.INVALID_ARGUMENT, "port 42001 is leased to p/b")
-    assert (await refused(storage, lambda store: store.update_instance(3, port=42000))).code is ErrorCode.INVALID_ARGUMENT
+    assert (
+        await refused(storage, lambda store: store.update_instance(3, port=42000))
+    ).code is ErrorCode.INVALID_ARGUMENT
     assert (await storage.run(lambda store: store.update_instance(1, port=42000))).port == 42000
     await storage.run(lambda store: store.remove_instance(2))
     assert await storage.run(lambda store: store.leased_ports()) == {42000}
@@ -281,7 +293,9 @@ async def test_events_are_filtered(storage: Storage) -> None:
 
 
 async def test_any_text_an_agent_says_can_be_kept(storage: Storage) -> None:
-    event = Event("message", "lone \ud800, pair \ud83d\ude00, nul \0", data={"text": "\ud800\0", "big": 2**80}, uid="\udfff")
+    event = Event(
+        "message", "lone \ud800, pair \ud83d\ude00, nul \0", data={"text": "\ud800\0", "big": 2**80}, uid="\udfff"
+    )
     added = await storage.run(lambda store: store.add_event(event))
     assert added is not None
     assert await storage.run(lambda store: store.add_event(event)) is None
