@@ -27,13 +27,15 @@ def generate(page: str, source: str, function: str, about: str, folder: Path) ->
     name, _, section = page.rpartition(".")
     target = folder / page
     command = ["argparse-manpage", "--pyfile", source, "--function", function]
-    command += ["--project-name", name, "--output", str(target)]
+    command += ["--project-name", "ccorch", "--output", str(target)]
     # The parser wraps text to the terminal it sees; troff does that itself.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "1000", "NO_COLOR": "1"}
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     text = target.read_text(encoding="utf-8")
-    # Old versions put every page into section 1.
-    text = re.sub(r'^(\.TH\s+\S+\s+)"?\d"?', rf'\g<1>"{section}"', text, count=1, flags=re.MULTILINE)
+    # Old versions put every page into section 1, new ones date it with the day of the build.
+    text = re.sub(
+        r"^\.TH .*$", f'.TH {name.upper()} {section} "" ccorch "ccorch manual"', text, count=1, flags=re.MULTILINE
+    )
     text = re.sub(r"^\.SH NAME\n.*$", rf".SH NAME\n{name} \- {about}", text, count=1, flags=re.MULTILINE)
     # It asks for an author's address and a download page, and prints the lack of them.
     text = re.sub(r"^\.SH (AUTHORS?|DISTRIBUTION)\n(?:(?!\.SH ).*\n?)*", "", text, flags=re.MULTILINE)

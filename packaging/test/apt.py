@@ -25,6 +25,7 @@ TESTING = ("python3-coverage", "python3-pytest", "python3-pytest-asyncio", "pyth
 COMPILER = ("gcc", "libsystemd-dev", "pkg-config", "python3-dev")
 BUS = ("dbus", "dbus-user-session", "systemd")
 BUILD = (
+    "build-essential",
     "debhelper",
     "dh-python",
     "dpkg-dev",
