@@ -50,8 +50,8 @@ class Kind(enum.StrEnum):
 class Setting:
     """One row of the table.
 
-    ``reload`` says whether ``ccorchctl config reload`` (and ``systemctl reload``) applies a change; the others need a
-    restart of the daemon, which leaves every instance running. ``least`` and ``most`` bound numbers and sizes (in
+    ``reload`` says whether ``ccorchctl reload`` (and ``systemctl reload``) applies a change; the others need a restart of
+    the daemon, which leaves every instance running. ``least`` and ``most`` bound numbers and sizes (in
     bytes), both included. ``check`` raises :class:`CcorchError` on a text that the kind alone would let pass; for a
     list it gets each element.
     """
@@ -209,12 +209,12 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(
         "events.text_limit", Kind.SIZE, 16384,
         "How much of one text (a prompt, a last message, a tool's result) is kept in an event; the rest is cut off.",
-        least=256, most=1024**2,
+        reload=False, least=256, most=1024**2,
     ),
     Setting(
         "usage.interval", Kind.SECONDS, 1.0,
         "How often the use of memory, CPU and tasks is read for each instance.",
-        reload=False, least=0.1, most=3600,
+        least=0.1, most=3600,
     ),
     Setting(
         "agents.environment", Kind.LIST, (),
@@ -224,18 +224,18 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(
         "claude.command", Kind.TEXT, "claude",
         "The program that the agent claude runs: a name that is looked for in the instance's PATH, or a path.",
-        check=_check_command,
+        reload=False, check=_check_command,
     ),
     Setting(
         "claude.permission_mode", Kind.TEXT, "default",
         "The permission mode that Claude Code starts in.",
-        choices=("default", "acceptEdits", "plan", "auto", "dontAsk", "bypassPermissions"),
+        reload=False, choices=("default", "acceptEdits", "plan", "auto", "dontAsk", "bypassPermissions"),
     ),
-    Setting("claude.model", Kind.TEXT, "", "The model that Claude Code is told to use. Empty: its own choice."),
+    Setting("claude.model", Kind.TEXT, "", "The model that Claude Code is told to use. Empty: its own choice.", reload=False),
     Setting(
         "claude.config_dir", Kind.TEXT, "",
         "The folder for Claude Code's settings and log-in (its CLAUDE_CONFIG_DIR). Empty: the user's own, ~/.claude.",
-        check=_check_folder,
+        reload=False, check=_check_folder,
     ),
     Setting(
         "daemon.shutdown_timeout", Kind.SECONDS, 30.0,

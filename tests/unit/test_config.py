@@ -251,11 +251,11 @@ def test_a_comment_or_text_is_not_taken_for_the_line(tmp_path: Path) -> None:
 
 def test_reload_changes_only_what_it_may(tmp_path: Path) -> None:
     config = load(tmp_path, {})
-    path = write(tmp_path, "instances.max = 3\nusage.interval = 5\n")
-    assert config.adopt(load(tmp_path, {})) == (["instances.max"], ["usage.interval"])
+    path = write(tmp_path, "instances.max = 3\nclaude.model = 'm'\n")
+    assert config.adopt(load(tmp_path, {})) == (["instances.max"], ["claude.model"])
     assert (config["instances.max"], config.source("instances.max")) == (3, str(path))
-    assert (config["usage.interval"], config.source("usage.interval")) == (1.0, "default")
-    assert config.adopt(load(tmp_path, {})) == ([], ["usage.interval"])
+    assert (config["claude.model"], config.source("claude.model")) == ("", "default")
+    assert config.adopt(load(tmp_path, {})) == ([], ["claude.model"])
 
 
 def test_rows_are_what_the_contract_says(tmp_path: Path) -> None:
@@ -301,6 +301,11 @@ def test_template_changes_nothing_and_knows_every_setting(tmp_path: Path) -> Non
 def test_show_is_toml(value: settings.Value) -> None:
     read = tomllib.loads(f"x = {settings.show(value)}")["x"]
     assert (tuple(read) if isinstance(value, tuple) else read) == value
+
+
+def test_every_setting_is_read_by_the_code() -> None:
+    code = "".join(path.read_text() for path in (REPOSITORY / "ccorchd").rglob("*.py") if path.name != "config.py")
+    assert [setting.key for setting in SETTINGS if f'"{setting.key}"' not in code] == []
 
 
 def test_settings_page_is_the_table() -> None:

@@ -35,8 +35,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
         connection.execute("BEGIN")
         connection.executemany("INSERT INTO project VALUES (?, ?, ?, 0, '')", [(n, f"p{n}", f"/p{n}") for n in (1, 2)])
         connection.executemany(
-            "INSERT INTO instance VALUES (?, ?, ?, 'demo', '', 'b', 'main', 'c', '/w', 0, '', '{}', '{}', '{}', 0, 'idle', "
-            "'', '', 0, 0, 0, 0, '', 0, '')",
+            "INSERT INTO instance VALUES (?, ?, ?, 'demo', '', 'b', 'main', 'c', '/w', 0, '', '{}', '{}', '{}', 0, "
+            "'idle', '', '', 0, 0, 0, 0, '', 0, '')",
             [(n, 1 + (n - 1) // 10, f"i{n}") for n in range(1, 21)],
         )
         connection.executemany(
