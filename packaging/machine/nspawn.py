@@ -9,6 +9,7 @@ only where the host keeps its controllers on cgroup v2.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pwd
@@ -101,7 +102,7 @@ class Machine:
         self._pid = pid
         self._started = started
         self._cgroup = cgroup
-        self._runs = 0
+        self._runs = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -235,8 +236,7 @@ class Machine:
             own = _own_cgroup(self.leader)
             if mount is not None and own.endswith("/init.scope"):
                 payload = Path(f"{mount}{own.removesuffix('/init.scope')}")
-        self._runs += 1
-        group = payload / f"entered-{os.getpid()}-{self._runs}"
+        group = payload / f"entered-{os.getpid()}-{next(self._runs)}"
         group.mkdir(exist_ok=True)
         return group
 

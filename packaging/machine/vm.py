@@ -12,6 +12,7 @@ import base64
 import contextlib
 import fcntl
 import io
+import itertools
 import json
 import os
 import selectors
@@ -126,7 +127,7 @@ class Machine:
         self._kvm = kvm
         self._memory = memory
         self._process: subprocess.Popen[bytes] | None = None
-        self._number = int(time.time() * 1000) % 1_000_000_000
+        self._numbers = itertools.count(int(time.time() * 1000) % 1_000_000_000)
 
     @property
     def base(self) -> Path:
@@ -254,11 +255,11 @@ class Machine:
     def _ping(self, timeout: float) -> str:
         deadline = time.monotonic() + timeout
         with contextlib.suppress(MachineError, OSError), self._line() as line:
-            self._number += 1
-            line.send(id=self._number, ping=True)
+            number = next(self._numbers)
+            line.send(id=number, ping=True)
             while time.monotonic() < deadline:
                 for message in line.exchange(deadline - time.monotonic())[0]:
-                    if message.get("id") == self._number and "boot" in message:
+                    if message.get("id") == number and "boot" in message:
                         return str(message["boot"])
         return ""
 
@@ -312,8 +313,7 @@ class Machine:
         deadline = None if timeout is None else time.monotonic() + timeout
         output = {"out": bytearray(), "err": bytearray()}
         with self._line() as line:
-            self._number += 1
-            number = self._number
+            number = next(self._numbers)
             shown = _terminal_size()
             line.send(id=number, run=list(argv), tty=tty, size=shown)
             position = 0
