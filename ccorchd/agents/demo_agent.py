@@ -177,7 +177,6 @@ class DemoAgent:
         terminal, session = self._terminal, self._session
         terminal.title(f"demo {self._name}: working")
         terminal.say(f"\nprompt: {prompt}")
-        self._report("UserPromptSubmit", prompt=prompt)
         task = prompt
         if prompt.strip().lower() in ("continue", "go on") and session.unfinished:
             # Without what made it end: a crash that was asked for would come again.
@@ -187,6 +186,8 @@ class DemoAgent:
             session.made = []
         session.unfinished = task
         session.save()
+        # Only now: a prompt that is confirmed must be remembered, whatever happens next.
+        self._report("UserPromptSubmit", prompt=prompt)
         try:
             answer = self._work(task)
         except Interrupted:
