@@ -50,8 +50,8 @@ class Kind(enum.StrEnum):
 class Setting:
     """One row of the table.
 
-    ``reload`` says whether ``ccorchctl reload`` (and ``systemctl reload``) applies a change; the others need a restart of
-    the daemon, which leaves every instance running. ``least`` and ``most`` bound numbers and sizes (in
+    ``reload`` says whether ``ccorchctl reload`` (and ``systemctl reload``) applies a change; the others need a restart
+    of the daemon, which leaves every instance running. ``least`` and ``most`` bound numbers and sizes (in
     bytes), both included. ``check`` raises :class:`CcorchError` on a text that the kind alone would let pass; for a
     list it gets each element.
     """
@@ -186,7 +186,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     Setting(
         "ports.first", Kind.INT, 42000,
-        "The first TCP port that is leased to instances, one each, told to the agent as PORT.",
+        "The first TCP port that is leased to instances, one each, told to the agent as CCORCH_PORT.",
         least=1024, most=65535,
     ),
     Setting("ports.last", Kind.INT, 42999, "The last TCP port that is leased to instances.", least=1024, most=65535),
@@ -231,7 +231,11 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "The permission mode that Claude Code starts in.",
         reload=False, choices=("default", "acceptEdits", "plan", "auto", "dontAsk", "bypassPermissions"),
     ),
-    Setting("claude.model", Kind.TEXT, "", "The model that Claude Code is told to use. Empty: its own choice.", reload=False),
+    Setting(
+        "claude.model", Kind.TEXT, "",
+        "The model that Claude Code is told to use. Empty: its own choice.",
+        reload=False,
+    ),
     Setting(
         "claude.config_dir", Kind.TEXT, "",
         "The folder for Claude Code's settings and log-in (its CLAUDE_CONFIG_DIR). Empty: the user's own, ~/.claude.",
@@ -603,7 +607,8 @@ def default_text() -> str:
             lines.append("")
             lines += textwrap.wrap(setting.help, 110, initial_indent="# ", subsequent_indent="# ")
             note = "" if setting.reload else "; a change takes a restart of the daemon"
-            lines += [f"# ({setting.allowed()}{note})", f"#{setting.name} = {show(setting.default)}"]
+            lines += textwrap.wrap(f"({setting.allowed()}{note})", 110, initial_indent="# ", subsequent_indent="# ")
+            lines.append(f"#{setting.name} = {show(setting.default)}")
     return "\n".join(lines) + "\n"
 
 
