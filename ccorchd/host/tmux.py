@@ -27,7 +27,7 @@ import libtmux.exc
 
 from ccorchd.contract import ErrorCode
 from ccorchd.errors import CcorchError
-from ccorchd.host import inotify, pidfd
+from ccorchd.host import pidfd
 
 # libtmux 0.21 decodes what tmux prints by the encoding of the daemon's standard output, whatever that is.
 _compat = sys.modules.get("libtmux._compat")
@@ -75,8 +75,10 @@ set -gw monitor-activity off
 set -gw monitor-bell off
 set -g  bell-action none
 
-# How the agent ended is read from its dead pane. Every other pane goes when its program ends.
+# How the agent ended is read from its dead pane, and its last screen too: the message that tmux would write there
+# scrolls a line away. Every other pane goes when its program ends.
 set -g  remain-on-exit on
+set -g  remain-on-exit-format ""
 set-hook -g after-new-window   "set-option -w remain-on-exit off"
 set-hook -g after-split-window "set-option -p remain-on-exit off"
 
@@ -91,8 +93,8 @@ set -g  status-interval 0
 set -g  status-style "bg=colour236,fg=colour250"
 set -g  status-left "#[bold] @TITLE@ #[nobold] "
 set -g  status-left-length 90
-set -gw window-status-format " #{window_name} "
-set -gw window-status-current-format "#[reverse] #{window_name} #[noreverse]"
+set -gw window-status-format " #{window_name}#{?pane_dead, (ended),} "
+set -gw window-status-current-format "#[reverse] #{window_name}#{?pane_dead, (ended),} #[noreverse]"
 set -g  status-right "#{?client_readonly,read-only  ,}#{prefix} d: detach "
 set -g  status-right-length 40
 """
@@ -204,13 +206,15 @@ class TmuxServer:
     def attach_argv(self, *, read_only: bool, window: str = AGENT) -> list[str]:
         """Return what attaches a terminal.
 
-        Each terminal gets a session of its own in the group of ours, gone when it detaches: it looks at the windows it
-        wants, and one that only reads turns no page for the others.
+        There is a session for each window and way of attaching, in the group of ours: who looks at the shell turns no
+        page for who looks at the agent, nor does anybody who only reads. These sessions stay until the server ends:
+        tmux 3.3a crashes when destroy-unattached takes one out of a group.
         """
-        argv = [program(), "-S", str(self.socket), "new-session", "-t", f"={SESSION}"]
+        view = f"{SESSION}-{window}{'-read-only' if read_only else ''}"
+        argv = [program(), "-S", str(self.socket), "new-session", "-A", "-s", view, "-t", f"={SESSION}"]
         if read_only:
             argv += ["-f", "read-only"]
-        return [*argv, ";", "set-option", "destroy-unattached", "on", ";", "select-window", "-t", _window(window)]
+        return [*argv, ";", "select-window", "-t", _window(window)]
 
     async def server_alive(self) -> bool:
         """Tell whether the server is there and answers; raise ``Timeout`` if it is there and does not."""
@@ -352,24 +356,19 @@ class TmuxServer:
             watch = pidfd.PidWatch(pid, lambda: None)
         except ValueError:
             return False
-        changes = inotify.Inotify()
         try:
             if not self._is_server(pid):
                 return False
             self.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            appeared = asyncio.Event()
-            changes.watch(self.socket.parent, inotify.CREATE | inotify.ONLYDIR, lambda _change: appeared.set())
             if not watch.send_signal(signal.SIGUSR1):
                 return False
             async with asyncio.timeout(timeout):
-                while not self.socket.exists() or not await self.server_alive():
-                    await appeared.wait()
-                    appeared.clear()
+                while not self.socket.exists() or not await self.server_alive():  # noqa: ASYNC110 - it has to be asked
+                    await asyncio.sleep(0.01)
             return True
-        except (OSError, TimeoutError):
+        except OSError:  # TimeoutError too
             return False
         finally:
-            changes.close()
             watch.close()
 
     def _is_server(self, pid: int) -> bool:

@@ -118,7 +118,7 @@ async def ask(server: ReportServer, data: bytes) -> Any:
 
 async def gone(path: Path) -> None:
     async with asyncio.timeout(20):
-        while path.exists():  # noqa: ASYNC110 - nothing tells of a deletion in the code under test
+        while path.exists():
             await asyncio.sleep(0.01)
 
 
