@@ -79,12 +79,12 @@ class Daemon:
         systemd = await Systemd.open(self._naming, bus)
         changed: Broadcast[InstanceRecord] = Broadcast("instance changes")
         events: Broadcast[Event] = Broadcast("events")
-        journal = Journal(lines_per_10s=int(settings["logs.lines_per_10s"]))
+        journal = Journal(limit=int(settings["logs.lines_per_10s"]))
         history = History(storage, journal, events)
         changes = Changes(storage, history, changed)
-        secrets = Secrets(self._naming.state_dir, self._naming.config_dir)
+        secrets = Secrets(self._naming.state_dir, self._naming.config_dir, service=self._naming.stem, bus=bus)
         inotify = Inotify()
-        worktrees = Worktrees(self._naming.data_dir / "worktrees")
+        worktrees = Worktrees(self._naming.data_dir)
 
         async def resume(instance_id: int) -> None:
             await orchestrator.resume(instance_id)

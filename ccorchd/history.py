@@ -7,10 +7,8 @@ transaction (``store.add_event``) and hands the stored event to :meth:`History.p
 
 from __future__ import annotations
 
-import json
-
 from ccorchd.events import Broadcast
-from ccorchd.host.journal import MESSAGE_IDS, Journal
+from ccorchd.host.journal import Journal
 from ccorchd.model import Event
 from ccorchd.storage import Storage, Store
 
@@ -36,16 +34,5 @@ class History:
 
     def publish(self, event: Event, *, unit: str | None = None) -> None:
         """Tell journal and listeners of an event that is committed. *unit* makes the line one of that unit's."""
-        self._journal.send(
-            event.message,
-            priority=event.priority,
-            message_id=MESSAGE_IDS.get(event.kind),
-            unit=unit,
-            CCORCH_EVENT=str(event.id),
-            CCORCH_KIND=event.kind,
-            CCORCH_PROJECT=event.project,
-            CCORCH_INSTANCE=f"{event.project}/{event.instance}" if event.instance else "",
-            CCORCH_ACTOR=event.actor,
-            CCORCH_DATA=json.dumps(event.data, ensure_ascii=False) if event.data else "",
-        )
+        self._journal.event(event, unit)
         self._added.publish(event)

@@ -223,7 +223,7 @@ class Orchestrator:
     def setup_of(self, project: ProjectRecord) -> tuple[ProjectFile, bool]:
         """Return the project's file and whether the user has agreed to what it would run."""
         file = projectfile.load(Path(project.repository))
-        return file, not file.needs_agreement or file.digest == project.agreed_hash
+        return file, not file.digest or file.digest == project.agreed_hash
 
     async def agree(self, project: ProjectRecord, digest: str, *, actor: str) -> None:
         """Keep that the user agrees to the commands with *digest*; raise ``SetupNotAgreed`` if they changed since."""
@@ -240,7 +240,7 @@ class Orchestrator:
             return store.add_event(
                 Event(
                     "project.agreed",
-                    f"agreed to the set-up steps: {'; '.join(file.setup) or 'none'}",
+                    f"agreed to the set-up steps: {'; '.join(file.asks) or 'none'}",
                     project_id=project.id,
                     project=project.name,
                     actor=actor,
@@ -316,7 +316,7 @@ class Orchestrator:
         if not agreed:
             raise CcorchError(
                 ErrorCode.SETUP_NOT_AGREED,
-                f"{project.name} has set-up steps you have not agreed to: {'; '.join(file.setup) or 'its environment'}",
+                f"{project.name} has set-up steps you have not agreed to: {'; '.join(file.asks)}",
                 f"Read them and agree: ccorchctl project agree {project.name}",
             )
         check_project_environment(file.environment)

@@ -200,12 +200,13 @@ class ManagerInterface(ServiceInterface):
             },
         )
         address = Address.parse(given.text("instance")) if given.text("instance") else None
+        project = self._orchestrator.project(given.text("project")) if given.text("project") else None
         limit = min(given.number("limit", 1000), _MOST_EVENTS)
 
         def work(store: Store) -> list[Event]:
             return store.events(
                 address=address,
-                project=given.text("project") or None,
+                project_id=project.id if project else None,
                 kinds=given.texts("kinds") or None,
                 after=given.number("after"),
                 limit=limit,

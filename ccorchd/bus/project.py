@@ -60,7 +60,7 @@ def describe(orchestrator: Orchestrator, project: ProjectRecord) -> dict[str, Va
     count = sum(record.project_id == project.id for record in orchestrator.instances.records.values())
     try:
         file, agreed = orchestrator.setup_of(project)
-        setup, digest = list(file.setup), file.digest
+        setup, digest = file.asks, file.digest
     except CcorchError as error:
         setup, digest, agreed = [error.message], "", False
     return variants(PROJECT_FIELDS, project_fields(project, count, setup, digest, agreed))

@@ -43,10 +43,15 @@ MESSAGE_IDS: Final[dict[str, str]] = {
     "setup.failed": "e6d130d79b3b4f6aa1071ce58f3ad5c9",
     "daemon.started": "fa9dc140dbec4442ae88f3b15ddc6ef4",
     "daemon.stopping": "b9dc2230f39a477a9d84a3181b413a2d",
-    "call": "dad543612978432b97d226d77e98b7df",
-    "call.refused": "9a77834fb9f24bf09d6d6823fb3a4320",
+    "audit.call": "dad543612978432b97d226d77e98b7df",
+    "audit.refused": "9a77834fb9f24bf09d6d6823fb3a4320",
     "project.registered": "e37a7ebef2824f7584993993f76aed5d",
     "project.removed": "0020311c543c4981908fdda7d1c0ee83",
+    "instance.oom": "f1b1c56c1f1349a6a1ff0e1d6b1f2a35",
+    "instance.merged": "7d1cb4a0a2c04c0f9d4b7e1a3c5f6e28",
+    "agent.exited": "2e6f0c9b8d7a4f5e9c3b1a0d8e7f6c54",
+    "daemon.reloaded": "8a9b7c6d5e4f4321a0b1c2d3e4f50617",
+    "project.agreed": "0c1d2e3f4a5b46789c8d7e6f5a4b3c2d",
     "journal.dropped": "e964144b5ee14e12bff5b50442d4f994",
 }
 """The message id of each kind of event; ``units/catalog/ccorch.catalog`` explains it to ``journalctl -x``."""

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import logging
 import os
+import pwd
 import re
 import socket
 import threading
@@ -46,6 +47,9 @@ _UNITS: Final = f"{_PATH}/unit"
 _MANAGER: Final = f"{_NAME}.Manager"
 _UNIT: Final = f"{_NAME}.Unit"
 _SCOPE: Final = f"{_NAME}.Scope"
+
+_LOGIN1: Final = "org.freedesktop.login1"
+_LOGIN1_PATH: Final = "/org/freedesktop/login1"
 
 _INFINITY: Final = 2**64 - 1
 _CALL_TIMEOUT: Final = 5.0
@@ -476,6 +480,19 @@ class Systemd:
         state = await self._ask("ask for its state", lambda _, manager: manager.SystemState)
         return str(state.decode())
 
+    async def started_at(self) -> int:
+        """Return when this manager started, in microseconds on the monotonic clock: scopes are never older than it."""
+        return int(await self._ask("ask when it started", lambda _, manager: manager.UserspaceTimestampMonotonic))
+
+    async def control_group(self) -> str:
+        """Return the manager's own control group: the scopes are below it, with the controllers it delegates."""
+        group = await self._ask("ask for its control group", lambda _, manager: manager.ControlGroup)
+        return str(group.decode())
+
+    async def stop_unit_soon(self, unit: str) -> None:
+        """Ask for the stop of *unit* and return without waiting: it may be our own."""
+        await self._ask(f"stop {unit}", lambda _, manager: manager.StopUnit(unit.encode(), b"replace"))
+
     async def stop_was_requested(self, unit: str) -> bool:
         """Tell whether somebody is stopping our own service *unit* for good, as opposed to a restart or a log-out.
 
@@ -509,33 +526,33 @@ class Systemd:
     async def linger(self) -> bool:
         """Tell whether our user manager starts at boot and outlives the last log-out."""
         try:
-            user = await self._login1("GetUser", "u", os.getuid())
-            return bool(await self._login1_property(user[0], "Linger"))
+            [path] = await self._login1("GetUser", "u", os.getuid())
+            return bool((await self._login1("Get", "ss", f"{_LOGIN1}.User", "Linger", path=path))[0])
         except CcorchError:
             return False
 
     async def enable_linger(self) -> None:
-        """Let our user manager start at boot (``loginctl enable-linger`` of ourselves)."""
-        await self._login1("SetUserLinger", "ubb", os.getuid(), True, False)
+        """Let our user manager start at boot (``loginctl enable-linger`` of ourselves). Does nothing when it does.
 
-    async def _login1(self, member: str, signature: str, *arguments: object) -> list[Any]:
-        name = "org.freedesktop.login1"
+        Raise ``HostFailed`` when logind does not let us: without polkit only root may (seen on systemd 257).
+        """
+        if await self.linger():
+            return
+        try:
+            await self._login1("SetUserLinger", "ubb", os.getuid(), True, False)
+        except CcorchError as error:
+            user = pwd.getpwuid(os.getuid()).pw_name
+            hint = f"Ask an administrator for: loginctl enable-linger {user}"
+            raise CcorchError(error.code, error.message, hint) from error
+
+    async def _login1(self, member: str, signature: str, *arguments: object, path: str = "") -> list[Any]:
+        """Call logind's manager, or the properties of the object at *path*."""
+        where = (path, "org.freedesktop.DBus.Properties") if path else (_LOGIN1_PATH, f"{_LOGIN1}.Manager")
         bus = await Bus.connect(system=True)
         try:
-            return await bus.call(name, "/org/freedesktop/login1", f"{name}.Manager", member, signature, *arguments)
+            return await bus.call(_LOGIN1, *where, member, signature, *arguments)
         except DBusCallError as error:
             raise CcorchError(ErrorCode.HOST_FAILED, f"logind refuses {member}: {error.text or error.name}") from error
-        finally:
-            await bus.close()
-
-    async def _login1_property(self, path: str, name: str) -> Any:
-        bus = await Bus.connect(system=True)
-        try:
-            properties, user = "org.freedesktop.DBus.Properties", "org.freedesktop.login1.User"
-            [value] = await bus.call("org.freedesktop.login1", path, properties, "Get", "ss", user, name)
-            return value
-        except DBusCallError as error:
-            raise CcorchError(ErrorCode.HOST_FAILED, f"logind does not tell {name}: {error.text}") from error
         finally:
             await bus.close()
 
