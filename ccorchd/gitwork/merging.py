@@ -61,7 +61,7 @@ def merge(git: GitRun, root: Path, branch: str, *, timeout: float) -> str:
         raise CcorchError(
             ErrorCode.GIT_FAILED,
             f"A hook of {root} refused to merge {branch}: {said[-1].strip() if said else 'it gave no reason'}",
-            f"See the hooks pre-merge-commit, prepare-commit-msg and commit-msg; git -C {root} merge {branch} shows more.",
+            f"It is one of pre-merge-commit, prepare-commit-msg and commit-msg; see git -C {root} merge {branch}",
         )
     raise failure(answer, root)
 
