@@ -346,7 +346,7 @@ async def test_what_the_manager_says(systemd: Systemd) -> None:
     assert systemd.version >= 252
     assert await systemd.manager_state() in ("running", "degraded")
     assert await systemd.linger()
-    await systemd.enable_linger()
+    await systemd.enable_linger()  # it does already, so no right is needed
     systemctl("set-environment", "CCORCH_HOSTTEST=a=b ü")
     try:
         environment = await systemd.environment()
