@@ -7,16 +7,18 @@ Needs nothing but the standard library, because it runs before anything is insta
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import apt
 import coverage_report
 import results
 import runner
-from tiers import MAIN, OUT, QUICK, ROOT, TIERS, Tier
+from tiers import CACHE, MAIN, OUT, QUICK, ROOT, TIERS, Tier
 
 CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
@@ -81,13 +83,33 @@ def _report_coverage(*, required: bool) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _alone() -> Iterator[bool]:
+    """Hold the checkout's lock, so that two runs don't remove each other's results; False when it is taken."""
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "test.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def run(names: Sequence[str]) -> int:
     """Run the named tiers (all, when none is named) and return the exit status."""
     unknown = sorted(set(names) - {tier.name for tier in TIERS})
     if unknown:
         print(f"no tier is called {unknown[0]}; there are {', '.join(tier.name for tier in TIERS)}", file=sys.stderr)
         return 2
-    tiers = [tier for tier in TIERS if not names or tier.name in names]
+    with _alone() as alone:
+        if alone:
+            return _run([tier for tier in TIERS if not names or tier.name in names], everything=not names)
+    print("another run of the tests is going on in this checkout; wait for it, or use a clone", file=sys.stderr)
+    return 1
+
+
+def _run(tiers: Sequence[Tier], *, everything: bool) -> int:
     _announce(tiers)
     runner.forget_old_results()
     blocked = _install(tiers)
@@ -102,7 +124,7 @@ def run(names: Sequence[str]) -> int:
         for sentence in outcome.broken:
             print(f"         {sentence}", flush=True)
     good = all(outcome.good for outcome in outcomes)
-    full = not names and not any(outcome.impossible for outcome in outcomes)
+    full = everything and not any(outcome.impossible for outcome in outcomes)
     print()
     good = _report_coverage(required=full) and good
     impossible = [f"{outcome.tier.name}: {reason}" for outcome in outcomes for reason in outcome.impossible]

@@ -22,6 +22,7 @@ from machine.errors import MachineError, NotPossibleHere
 from machine.nspawn import Machine
 from machine.overlay import Bind
 from process import NOT_POSSIBLE
+from tiers import PYTEST
 
 ROOT = Path(__file__).resolve().parents[2]
 USER = "dev"
@@ -77,7 +78,8 @@ def run_tests(machine: Machine, tier: str, variables: dict[str, str]) -> int:
         "-o",
         "pythonpath=",
     ]
-    command += ["-o", "cache_dir=/tmp/.pytest_cache", "--color=no", "--junit-xml=/results/junit.xml", f"/src/tests/{tier}"]
+    command += ["-o", "cache_dir=/tmp/.pytest_cache", *PYTEST, "--junit-xml=/results/junit.xml"]
+    command.append(f"/src/tests/{tier}")
     command += os.environ.get("CCORCH_TEST_ARGS", "").split()
     argv = machine.argv(command, env=variables)
     return subprocess.call(argv, stdin=subprocess.DEVNULL)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build" / "test"
 CACHE = ROOT / ".cache"
 MAIN, PYPI = environments.recipes(CACHE)
+PYTEST = ("--color=no", "--continue-on-collection-errors")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def pytest(
     """Return the step that runs a folder of tests here, or one file of it (*extra*)."""
     name = f"{tier}-{label}" if label else tier
     junit = OUT / f"{name}.xml"
-    command = [str(venv.executable), "-m", "pytest", extra or f"tests/{tier}", f"--junit-xml={junit}", "--color=no"]
+    command = [str(venv.executable), "-m", "pytest", extra or f"tests/{tier}", f"--junit-xml={junit}", *PYTEST]
     if tier == "unit":
         command.append("--ignore=tests/unit/test_house.py")  # the lint tier's
     return Step(f"pytest {name}", tuple(command), junit, venv, measured=measured)
