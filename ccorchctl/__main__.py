@@ -76,7 +76,7 @@ def _become(program: Exec) -> int:
         os.execvpe(program.argv[0], program.argv, program.environment)
     except OSError as error:
         raise Failure(
-            ErrorCode.MISSING_PROGRAM, f"{program.argv[0]} cannot be run: {error.strerror}.", "Is tmux installed?"
+            ErrorCode.MISSING_PROGRAM, f"{program.argv[0]} cannot be run: {error.strerror}", "Is tmux installed?"
         ) from None
 
 

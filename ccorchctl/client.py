@@ -27,8 +27,8 @@ from ccorchd.contract import (
 )
 
 with warnings.catch_warnings():
-    # Python 3.13 warns about typing.no_type_check_decorator, which dbus-next's service half uses at import.
-    warnings.simplefilter("ignore", DeprecationWarning)
+    # Its service half uses typing.no_type_check_decorator (deprecated in 3.13), and it imports gi where there is one.
+    warnings.simplefilter("ignore")
     from dbus_next import BusType, Message, MessageFlag, MessageType, Variant
     from dbus_next.aio import MessageBus
     from dbus_next.errors import AuthError
@@ -46,11 +46,12 @@ _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
 
 _PASSED: Final = frozenset(
-    """
-    PATH LANG LANGUAGE TZ TERM COLORTERM EDITOR VISUAL PAGER SHELL SSH_AUTH_SOCK GPG_TTY GNUPGHOME
-    HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY http_proxy https_proxy no_proxy all_proxy
-    SSL_CERT_FILE SSL_CERT_DIR NODE_EXTRA_CA_CERTS REQUESTS_CA_BUNDLE
-    """.split()
+    (
+        *("PATH", "LANG", "LANGUAGE", "TZ", "TERM", "COLORTERM", "EDITOR", "VISUAL", "PAGER", "SHELL"),
+        *("SSH_AUTH_SOCK", "GPG_TTY", "GNUPGHOME"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE"),
+    )
 )
 
 
@@ -86,7 +87,7 @@ def session_address(environment: Mapping[str, str]) -> str:
 def _no_bus(why: str) -> Failure:
     return Failure(
         NO_BUS,
-        f"No session bus: {why}.",
+        f"no session bus: {why}",
         "Log in properly (ssh or machinectl shell, not su or sudo), "
         "or set XDG_RUNTIME_DIR=/run/user/$(id -u) while 'loginctl enable-linger' is on.",
     )
@@ -112,6 +113,13 @@ class _QuietWriter:
 
 
 class _Bus(MessageBus):  # type: ignore[misc]  # dbus-next comes without types
+    def _setup_socket(self) -> None:
+        try:
+            super()._setup_socket()
+        except BaseException:
+            _close_socket(self)  # nobody else would: the constructor is about to fail
+            raise
+
     async def _auth_readline(self) -> str:
         # The library's own loops for ever, without yielding, when the other side hangs up.
         line = b""
@@ -172,7 +180,7 @@ class Subscription:
 
 
 class Client:
-    """One connection to the bus and the methods of the daemon on it. ``async with await Client.connect() as client``."""
+    """One connection to the bus and the daemon's methods on it. ``async with await Client.connect() as client``."""
 
     def __init__(self, bus: Any, naming: Naming, *, no_autostart: bool, timeout: float | None) -> None:
         self.naming = naming
@@ -308,7 +316,7 @@ class Client:
         for record in await self.projects():
             if record.get("object") == path:
                 return record
-        raise Failure(ErrorCode.NO_SUCH_PROJECT, f"Project {name} was removed a moment ago.")
+        raise Failure(ErrorCode.NO_SUCH_PROJECT, f"Project {name} was removed a moment ago")
 
     async def find_project(self, path: str) -> Record | None:
         """Return the project *path* belongs to, with ``instance`` when it lies in an instance's worktree; else None."""
@@ -370,7 +378,7 @@ class Client:
         newest: bool = False,
         audit: bool = False,
     ) -> list[Record]:
-        """Return event records, oldest first. *after* is the id of an event; *newest* takes the last *limit* of them."""
+        """Return event records, oldest first. *after* is the id of one; *newest* takes the last *limit* of them."""
         wanted: dict[str, Any] = {"limit": Variant("u", limit), "newest": Variant("b", newest)}
         if instance:
             wanted["instance"] = Variant("s", instance)
@@ -445,9 +453,9 @@ class Client:
         """Return ``branch``, ``branch_deleted`` and ``kept_ref`` (where forced-away work still is)."""
         return dict(await self._instance(instance, "Remove", "a{sv}", {"force": Variant("b", force)}, timeout=LONG))
 
-    async def send(self, instance: str, text: str, *, wait: bool = True, raw: bool = False) -> None:
-        options = {"wait": Variant("b", wait), "raw": Variant("b", raw)}
-        await self._instance(instance, "Send", "sa{sv}", text, options, timeout=LONG)
+    async def send(self, instance: str, text: str) -> bool:
+        """Deliver a prompt; return whether the agent has taken it (False: it waits behind the turn the agent is in)."""
+        return bool(await self._instance(instance, "Send", "sa{sv}", text, {}, timeout=LONG))
 
     async def interrupt(self, instance: str) -> None:
         await self._instance(instance, "Interrupt")
@@ -549,13 +557,13 @@ def _check_text(value: Any) -> None:
     match value:
         case str():
             if "\0" in value:
-                raise Failure(ErrorCode.INVALID_ARGUMENT, "A text with a NUL character cannot be sent.")
+                raise Failure(ErrorCode.INVALID_ARGUMENT, "a text with a NUL character cannot be sent")
             try:
                 value.encode()
             except UnicodeEncodeError:
                 raise Failure(
                     ErrorCode.INVALID_ARGUMENT,
-                    "A text that is not valid UTF-8 cannot be sent.",
+                    "a text that is not valid UTF-8 cannot be sent",
                     "Convert it with iconv(1).",
                 ) from None
         case Variant():

@@ -44,7 +44,7 @@ class Context:
         try:
             self.naming = Naming.from_environment()
         except ValueError as error:
-            raise usage(f"{error}.", f"Unset or correct {SUFFIX_VARIABLE}.") from None
+            raise usage(f"{error}", f"Unset or correct {SUFFIX_VARIABLE}.") from None
         self._client: Client | None = None
 
     async def client(self, *, no_autostart: bool = False) -> Client:
@@ -55,7 +55,7 @@ class Context:
             if self.options.system:
                 raise Failure(
                     ErrorCode.NOT_ALLOWED,
-                    "--system is for the shared-host deployment, which this version does not have yet.",
+                    "--system is for the shared-host deployment, which this version does not have yet",
                     "Leave --system out to reach your own daemon.",
                 )
             self._client = await Client.connect(
@@ -72,7 +72,7 @@ class Context:
     # ---------------------------------------------------------------- addresses
 
     async def here(self) -> dict[str, Any] | None:
-        """Return the project the working directory belongs to (with ``instance`` in an instance's worktree), or None."""
+        """Return the working directory's project (with ``instance`` in an instance's worktree), or None."""
         try:
             folder = os.getcwd()
         except FileNotFoundError:
@@ -87,7 +87,7 @@ class Context:
             return str(record["name"])
         raise Failure(
             ErrorCode.NO_SUCH_PROJECT,
-            "This folder belongs to no project of ccorch.",
+            "this folder belongs to no project of ccorch",
             "Name a project (see 'ccorchctl project list'), or make this repository one: ccorchctl init",
         )
 
@@ -104,7 +104,7 @@ class Context:
             if place and place.get("instance"):
                 return f"{place['name']}/{place['instance']}"
             raise usage(
-                "Which instance? This folder is no instance's worktree.",
+                "which instance? This folder is no instance's worktree",
                 "Give project/name; see 'ccorchctl instance list'.",
             )
         if place:
@@ -114,11 +114,11 @@ class Context:
         if len(found) == 1:
             return found[0]
         if found:
-            raise usage(f"{len(found)} projects have an instance named {text!r}.", f"Write one of: {', '.join(found)}")
+            raise usage(f"{len(found)} projects have an instance named {text!r}", f"Write one of: {', '.join(found)}")
         near = difflib.get_close_matches(text, [str(record["name"]) for record in instances], 3)
         addresses = [str(record["address"]) for record in instances if record["name"] in near]
         hint = f"Did you mean {' or '.join(addresses)}?" if addresses else "See 'ccorchctl instance list'."
-        raise Failure(ErrorCode.NO_SUCH_INSTANCE, f"There is no instance {text!r}.", hint)
+        raise Failure(ErrorCode.NO_SUCH_INSTANCE, f"there is no instance {text!r}", hint)
 
     async def target(self, text: str | None) -> Target:
         """Return the instance meant by *text*; raise ``NoSuchInstance`` if there is none."""
@@ -130,12 +130,12 @@ class Context:
         client = await self.client()
         if every:
             if names:
-                raise usage("--all and names exclude each other.")
+                raise usage("--all and names exclude each other")
             project = getattr(self.options, "project", None)
             records = await client.instances(project=await self.project_name(project) if project else "")
             return [Target(str(record["address"]), str(record["object"])) for record in records]
         if not names:
-            raise usage("Which instance?", "Give project/name (or just the name in a project's checkout), or --all.")
+            raise usage("which instance?", "Give project/name (or just the name in a project's checkout), or --all.")
         found: dict[str, Target] = {}
         for name in names:
             target = await self.target(name)

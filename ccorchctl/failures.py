@@ -17,7 +17,8 @@ NOT_RUNNING: Final = "NotRunning"
 """ccorchd is not there, and the bus did not (or should not) start it."""
 USAGE: Final = "Usage"
 """The command line itself is wrong."""
-CHECKS_FAILED: Final = "ChecksFailed"
+AWAY: Final = frozenset({NOT_RUNNING, str(ErrorCode.TIMEOUT), str(ErrorCode.SHUTTING_DOWN)})
+"""Codes of a daemon that is restarting: who follows it waits until it is back."""
 UNEXPECTED: Final = "Unexpected"
 
 
@@ -88,34 +89,34 @@ def from_bus(name: str, text: str, naming: Naming, *, member: str = "") -> Failu
         case "ServiceUnknown" | "NameHasNoOwner":
             return Failure(
                 NOT_RUNNING,
-                f"The daemon is not running, and the bus knows no way to start it ({naming.bus_name}).",
+                f"the daemon is not running, and the bus knows no way to start it ({naming.bus_name})",
                 f"Start it: systemctl --user start {unit}; look at it: systemctl --user status {unit}",
             )
         case "TimedOut" | "NoReply" | "Timeout":
             return Failure(
                 ErrorCode.TIMEOUT,
-                f"The daemon did not answer{_to(member)} in time.",
+                f"the daemon did not answer{_to(member)} in time",
                 f"systemctl --user status {unit}",
             )
         case "Disconnected":
-            return Failure(NO_BUS, "The message bus closed the connection.", f"systemctl --user status {unit}")
+            return Failure(NO_BUS, "the message bus closed the connection", f"systemctl --user status {unit}")
         case "AccessDenied" | "AuthFailed":
-            return Failure(ErrorCode.NOT_ALLOWED, f"The message bus does not let this user call the daemon: {text}")
+            return Failure(ErrorCode.NOT_ALLOWED, f"the message bus does not let this user call the daemon: {text}")
         case "UnknownMethod" | "UnknownInterface" | "UnknownProperty" | "InvalidArgs" | "InvalidSignature":
             return Failure(
                 UNEXPECTED,
-                f"The daemon does not understand{_to(member) or ' the call'}: it may be of another version.",
+                f"the daemon does not understand{_to(member) or ' the call'}: it may be of another version",
                 f"Compare with 'ccorchctl version'; after an upgrade: systemctl --user restart {unit}",
             )
         case "UnknownObject":
-            return Failure(ErrorCode.NO_SUCH_INSTANCE, "That object is gone: it was removed a moment ago.")
+            return Failure(ErrorCode.NO_SUCH_INSTANCE, "that object is gone: it was removed a moment ago")
     if ".Spawn." in name or name.startswith("org.freedesktop.systemd1."):
         return Failure(
             NOT_RUNNING,
-            f"The daemon could not be started: {text.rstrip('.')}.",
+            f"the daemon could not be started: {text.rstrip('.')}",
             f"systemctl --user status {unit}; journalctl --user -u {unit} -n 20",
         )
-    return Failure(UNEXPECTED, f"The daemon answered with {name}: {text}", f"journalctl --user -u {unit} -n 20")
+    return Failure(UNEXPECTED, f"the daemon answered with {name}: {text}", f"journalctl --user -u {unit} -n 20")
 
 
 def _to(member: str) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -354,11 +355,18 @@ class Output:
         return self.ellipsis + kept
 
     def fields(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Print ``Key: value`` lines with the keys right-aligned, as systemctl status does; empty values are left out."""
+        """Print ``Key: value`` lines with the keys right-aligned, as systemctl status does, without the empty ones."""
         shown = [(key, value) for key, value in pairs if value]
         widest = max((width(key) for key, _ in shown), default=0)
+        room = None if self.columns is None else max(20, self.columns - widest - 2)
         for key, value in shown:
-            self.line(f"{key:>{widest}}: {value}")
+            lines = [value]
+            if room is not None and width(value) > room and "\x1b" not in value:
+                # A path or an id that is too long stays whole, so that it can be copied.
+                lines = textwrap.wrap(value, room, break_long_words=False, break_on_hyphens=False)
+            self.line(f"{key:>{widest}}: {lines[0]}")
+            for line in lines[1:]:
+                self.line(f"{'':>{widest}}  {line}")
 
 
 # ---------------------------------------------------------------- records for programs

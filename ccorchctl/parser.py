@@ -18,13 +18,13 @@ from ccorchctl.commands import init as init_command
 from ccorchctl.failures import usage
 from ccorchctl.times import parse_duration
 
+_BARE: Final = (
+    *("list", "create", "show", "start", "stop", "restart", "remove", "attach", "detach", "send", "interrupt"),
+    *("logs", "why", "diff", "screen", "wait", "merge"),
+)
+
 SHORTCUTS: Final[dict[str, tuple[str, ...]]] = {
-    **{
-        verb: ("instance", verb)
-        for verb in (
-            "list create show start stop restart remove attach detach send interrupt logs why diff screen wait merge"
-        ).split()
-    },
+    **{verb: ("instance", verb) for verb in _BARE},
     "ls": ("instance", "list"),
     "rm": ("instance", "remove"),
     "instances": ("instance",),
@@ -93,10 +93,10 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are ours: raised, not printed; only ``__main__`` exits."""
 
     def error(self, message: str) -> NoReturn:
-        sentence = message[0].upper() + message[1:] if not message.startswith("-") else message
+        sentence = message
         if message.startswith("the following arguments are required: VERB"):
             sentence = f"'{self.prog}' needs a verb"
-        raise usage(sentence.rstrip(".") + ".", f"See '{self.prog} --help'.")
+        raise usage(sentence.rstrip(".") + "", f"See '{self.prog} --help'.")
 
     def format_usage(self) -> str:
         """Return the usage line without the options of every command, which would be most of it."""
@@ -118,11 +118,11 @@ class Parser(argparse.ArgumentParser):
         words = [*known, *SHORTCUTS] if verbs and self.prog == "ccorchctl" else known
         near = difflib.get_close_matches(str(value), words, 1, 0.5)
         if verbs:
-            sentence = f"'{self.prog}' has no command {str(value)!r}."
+            sentence = f"'{self.prog}' has no command {str(value)!r}"
             offer = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(known)}."
         else:
             name = "/".join(action.option_strings) or action.metavar or action.dest
-            sentence = f"{str(value)!r} is no value of {name}."
+            sentence = f"{str(value)!r} is no value of {name}"
             offer = f"Choose from: {', '.join(known)}."
         raise usage(sentence, f"{offer} See '{self.prog} --help'.")
 
@@ -132,9 +132,9 @@ class Parser(argparse.ArgumentParser):
             path = " ".join(filter(None, ("ccorchctl", getattr(options, "command", ""), getattr(options, "verb", ""))))
             flags = [word for word in rest if word.startswith("-")]
             if flags:
-                raise usage(f"'{path}' has no option {flags[0]}.", f"See '{path} --help'.")
+                raise usage(f"'{path}' has no option {flags[0]}", f"See '{path} --help'.")
             raise usage(
-                f"{rest[0]!r} is one argument too many for '{path}'.", f"Quote text with blanks. See '{path} --help'."
+                f"{rest[0]!r} is one argument too many for '{path}'", f"Quote text with blanks. See '{path} --help'."
             )
         return options
 

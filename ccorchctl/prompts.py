@@ -33,8 +33,8 @@ def _interruptible() -> Iterator[None]:
 
 def _ask(question: str) -> str | None:
     sys.stdout.flush()
-    print(question, end=" ", file=sys.stderr, flush=True)
     with _interruptible():
+        print(question, end=" ", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
     if not line:
         print(file=sys.stderr)
@@ -79,11 +79,11 @@ def require(question: str, *, yes: bool) -> None:
     if not interactive():
         raise Failure(
             ErrorCode.NOT_ALLOWED,
-            "This needs a confirmation, and standard input is no terminal.",
+            "this needs a confirmation, and standard input is no terminal",
             "Add --yes to confirm.",
         )
     if not confirm(question):
-        raise Failure(ErrorCode.NOT_ALLOWED, "Nothing was done.")
+        raise Failure(ErrorCode.NOT_ALLOWED, "nothing was done")
 
 
 def secret(question: str) -> str:
@@ -96,5 +96,5 @@ def secret(question: str) -> str:
         except EOFError:
             value = ""
     if not value:
-        raise Failure(ErrorCode.NOT_ALLOWED, "No value given; nothing was done.")
+        raise Failure(ErrorCode.NOT_ALLOWED, "no value given; nothing was done")
     return value

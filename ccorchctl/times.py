@@ -14,7 +14,7 @@ _PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
 
 
 def parse_duration(text: str) -> float:
-    """Return seconds for ``90``, ``90s``, ``5min``, ``1h 30min``; raise ArgumentTypeError (argparse's own) otherwise."""
+    """Return seconds for ``90``, ``90s``, ``5min``, ``1h 30min``; raise ArgumentTypeError otherwise."""
     rest, total = text.strip().lower(), 0.0
     while rest:
         match = _PART.match(rest)

@@ -42,15 +42,11 @@ def add(noun: Verbs) -> None:
         run_send,
         "give an instance a prompt, and wait until it has taken it",
         example='send shop/api "now write the tests"',
-        description="Give an instance a prompt, and wait until it has taken it. Without TEXT, or with '-', the prompt is read "
+        description="Give an instance a prompt, and wait until it has taken it. Without TEXT, or with '-', it is read "
         "from standard input.",
     )
     parser.add_argument("name", metavar="NAME", help="instance")
     parser.add_argument("text", metavar="TEXT", nargs="*", help="the prompt; several words are joined with blanks")
-    parser.add_argument("--no-wait", action="store_true", help="don't wait for it to take the prompt")
-    parser.add_argument(
-        "--raw", action="store_true", help="type the text as it is: answer a dialog, or use a command of the agent"
-    )
     parser = noun.verb(
         "interrupt",
         run_interrupt,
@@ -65,11 +61,11 @@ def need_terminal() -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise Failure(
             ErrorCode.NOT_ALLOWED,
-            "Attaching needs a terminal, and standard input or output is none.",
+            "attaching needs a terminal, and standard input or output is none",
             "Over ssh use 'ssh -t'; to only look: ccorchctl screen NAME",
         )
     if not os.environ.get("TERM"):
-        raise usage("TERM is not set, so tmux cannot know this terminal.", "export TERM=xterm-256color")
+        raise usage("TERM is not set, so tmux cannot know this terminal", "export TERM=xterm-256color")
 
 
 async def takeover(client: Client, instance: str, *, read_only: bool = False, window: str = "agent") -> Exec:
@@ -106,14 +102,18 @@ async def run_send(context: Context) -> int:
     text = " ".join(options.text)
     if text in ("", "-"):
         if not text and sys.stdin.isatty():
-            raise usage("What should be sent?", f'Write: ccorchctl send {options.name} "TEXT", or pipe the text in.')
+            raise usage("what should be sent?", f'Write: ccorchctl send {options.name} "TEXT", or pipe the text in.')
         text = sys.stdin.read().removesuffix("\n")
     if not text.strip():
-        raise usage("An empty prompt cannot be sent.")
+        raise usage("an empty prompt cannot be sent")
     client = await context.client()
     target = await context.target(options.name)
-    await client.send(target.object, text, wait=not options.no_wait, raw=options.raw)
-    context.out.note(f"{target.address} has {'been sent' if options.no_wait or options.raw else 'taken'} the prompt.")
+    taken = await client.send(target.object, text)
+    if context.out.human:
+        fate = "has taken the prompt." if taken else "has it queued: it takes the prompt after its present turn."
+        context.out.note(f"{target.address} {fate}")
+    else:
+        context.out.data({"address": target.address, "taken": taken})
     return 0
 
 

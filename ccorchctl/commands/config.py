@@ -66,7 +66,7 @@ async def run_get(context: Context) -> int:
     near = difflib.get_close_matches(key, [str(row["key"]) for row in rows], 1, 0.4)
     raise Failure(
         ErrorCode.INVALID_ARGUMENT,
-        f"There is no setting {key!r}.",
+        f"there is no setting {key!r}",
         f"Did you mean {near[0]}?" if near else "See 'ccorchctl config list'.",
         status=Exit.NOT_FOUND,
     )

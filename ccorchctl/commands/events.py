@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from ccorchctl.commands import Verbs
 from ccorchctl.context import Context
+from ccorchctl.failures import AWAY, Failure
 from ccorchctl.output import Column, Output, clean, cut, machine, moment, one_line
 from ccorchctl.times import parse_since
 from ccorchd.contract import EVENT_FIELDS
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from ccorchctl.client import Client
 
 Row = dict[str, Any]
+
+PAGE: Final = 10_000
+"""The most rows to ask for in one call."""
 
 ALL: Final = 0
 """Value of ``--lines`` for "no limit"."""
@@ -77,19 +82,26 @@ def _lines(text: str) -> int:
 
 
 async def read(client: Client, *, lines: int | None, since: float | None, default: int, **chosen: Any) -> list[Row]:
-    """Return event rows, oldest first: the last *lines* (None: *default*, or no limit with *since*), not before *since*."""
+    """Return the last *lines* event rows, oldest first (None: *default*, or all with *since*), none before *since*.
+
+    A daemon hands out so many rows a call; what lies further back is read page by page from the beginning.
+    """
     if lines is None:
         lines = ALL if since is not None else default
     start = 0 if since is None else int(since * 1_000_000)
-    if lines:
-        rows = await client.events(newest=True, limit=lines, **chosen)
-        return [row for row in rows if row["time"] >= start]
-    limit = 1000
-    while True:  # the daemon pages by count from the end: ask for more until the start is covered
-        rows = await client.events(newest=True, limit=limit, **chosen)
-        if len(rows) < limit or rows[0]["time"] < start or limit > 10_000_000:
-            return [row for row in rows if row["time"] >= start]
-        limit *= 8
+    rows = await client.events(newest=True, limit=lines or PAGE, **chosen)
+    wanted = lines or sys.maxsize
+    if len(rows) < wanted and len(rows) >= PAGE and rows[0]["time"] >= start:
+        rows = [row async for row in _from(client, 0, **chosen)][-wanted:]
+    return [row for row in rows if row["time"] >= start]
+
+
+async def _from(client: Client, after: int, **chosen: Any) -> AsyncIterator[Row]:
+    """Yield all rows after the id *after*, page by page."""
+    while rows := await client.events(after=after, limit=PAGE, **chosen):
+        for row in rows:
+            yield row
+        after = int(rows[-1]["id"])
 
 
 async def follow(client: Client, after: int, wanted: Callable[[Row], bool], **chosen: Any) -> AsyncIterator[Row]:
@@ -98,15 +110,20 @@ async def follow(client: Client, after: int, wanted: Callable[[Row], bool], **ch
     *after* is the id of the last row already seen; *chosen* is the same choice in words of ListEvents.
     """
     async with client.follow_events() as signals:
-        for row in await client.events(after=after, limit=1_000_000, **chosen):
-            after = int(row["id"])
-            yield row
-        async for member, _path, body in signals:
-            if member == "NameOwnerChanged":
-                if body[2]:  # a new owner: read what it may have written before we heard of it
-                    for row in await client.events(after=after, limit=1_000_000, **chosen):
-                        after = max(after, int(row["id"]))
+        missed = True  # something may have happened before we listened, or while the daemon was away
+        while True:
+            if missed:
+                missed = False
+                try:
+                    async for row in _from(client, after, **chosen):
+                        after = int(row["id"])
                         yield row
+                except Failure as failure:
+                    if failure.code not in AWAY:
+                        raise
+            member, _path, body = await signals.get()
+            if member == "NameOwnerChanged":
+                missed = bool(body[2])
             elif int(body[0]["id"]) > after and wanted(body[0]):
                 after = int(body[0]["id"])
                 yield body[0]
@@ -217,10 +234,13 @@ def is_of(row: Row, instance: str, project: str = "") -> bool:
 
 AUDIT: Final = (
     Column("WHEN", lambda row: moment(int(row["time"])).strftime("%Y-%m-%d %H:%M:%S")),
-    Column("WHO", lambda row: str(row.get("actor", "")), least=6),
-    Column("WHERE", _place, least=10, drop=2),
-    Column("WHAT", lambda row: str(row.get("kind", "")), least=8, drop=1),
-    Column("OUTCOME", lambda row: str(row.get("message", "")), least=20),
+    Column("WHO", lambda row: str(row.get("actor", "")), least=12),
+    Column(
+        "WHAT",
+        lambda row: str(row.get("message", "")),
+        least=30,
+        colour=lambda row: "yellow" if str(row.get("kind", "")).endswith("refused") else "",
+    ),
 )
 
 

@@ -136,9 +136,8 @@ async def run_doctor(context: Context) -> int:
     if context.out.human:
         print_checks(context.out, checks)
         context.out.note("")
-        context.out.note(
-            f"{count(len(checks), 'check')}: {len(checks) - failed - warned} ok, {count(warned, 'warning')}, {failed} failed."
-        )
+        good = len(checks) - failed - warned
+        context.out.note(f"{count(len(checks), 'check')}: {good} ok, {count(warned, 'warning')}, {failed} failed.")
     else:
         context.out.data([machine(check, CHECK_FIELDS) for check in checks])
     return int(Exit.FAILURE) if failed else 0

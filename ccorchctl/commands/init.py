@@ -33,8 +33,8 @@ TEMPLATE: Final = """\
 # Each instance has a port of its own; this variable tells it which.
 #port_variable = "PORT"
 
-# Commands that run in each new worktree, in this order, before the agent starts. They run with your rights, so ccorch asks
-# for your agreement once, and again when they change: ccorchctl project agree
+# Commands that run in each new worktree, in this order, before the agent starts. They run with your rights, so
+# ccorch asks for your agreement once, and again when they change: ccorchctl project agree
 #[setup]
 #steps = ["npm ci", "make deps"]
 
@@ -59,8 +59,8 @@ def add(verbs: Verbs) -> None:
         run_init,
         "make a git repository a project, and check this machine",
         example="init ~/src/shop",
-        description="Make a git repository a project: register it, write a commented .ccorch.toml if it has none, check this "
-        "machine, and turn on what lets instances survive a log-out and a reboot. Harmless to repeat.",
+        description="Make a git repository a project: register it, write a commented .ccorch.toml if it has none, "
+        "check this machine, and turn on what lets instances survive a log-out and a reboot. Harmless to repeat.",
     )
     parser.add_argument("path", metavar="PATH", nargs="?", default=".", help="the repository (default: this folder)")
     parser.add_argument("--name", metavar="NAME", help="name of the project (default: the folder's)")
@@ -98,20 +98,18 @@ async def initialise(
     Returns the project's record, doctor's findings, what was turned on, and the file that was written (or None).
     """
     out = context.out
-    folder = Path(path).expanduser().absolute()
-    if not folder.is_dir():
-        raise usage(f"{str(folder)!r} is no folder.")
-    row = await client.find_project(str(folder))
+    folder = _folder(path)
+    row = await client.find_project(folder)
     if row is not None:
         if name and row["name"] != name:
             raise Failure(
                 ErrorCode.PROJECT_EXISTS,
-                f"{home(str(row['repository']))} is the project {row['name']} already; projects are never renamed.",
+                f"{home(str(row['repository']))} is the project {row['name']} already; projects are never renamed",
             )
         row = await client.project(str(row["name"]))
         out.note(f"Project {row['name']}: {home(str(row['repository']))} (registered already)")
     else:
-        created = await client.register_project(str(folder), name)
+        created = await client.register_project(folder, name)
         row = next(record for record in await client.projects() if record["object"] == created)
         out.note(f"Project {row['name']}: {home(str(row['repository']))}")
     wrote = _write_template(context, Path(str(row["repository"])))
@@ -126,6 +124,13 @@ async def initialise(
             out.note("Agreed.")
         row = await client.project(str(row["name"]))
     return row, checks, changes, wrote
+
+
+def _folder(path: str) -> str:
+    folder = os.path.abspath(os.path.expanduser(path))
+    if not os.path.isdir(folder):
+        raise usage(f"{folder!r} is no folder")
+    return folder
 
 
 def _write_template(context: Context, repository: Path) -> str | None:

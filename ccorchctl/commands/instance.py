@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ccorchctl import prompts
 from ccorchctl.commands import Verbs, attach, project, view
-from ccorchctl.commands.events import add_range
 from ccorchctl.context import Context, Exec, Target
-from ccorchctl.failures import Failure, usage
+from ccorchctl.failures import AWAY, Failure, usage
 from ccorchctl.output import doing_text, home, machine, one_line, state_text
 from ccorchd.contract import INSTANCE_FIELDS, ErrorCode, Exit, State
 
@@ -110,8 +109,8 @@ def add(verbs: Verbs) -> None:
         run_wait,
         "wait until instances are in a state",
         example="wait --all --until idle,waiting --timeout 30min",
-        description="Wait until each instance is in one of the states. The exit status is 1 when one stops or fails and that "
-        "was not waited for, and 7 when --timeout passes.",
+        description="Wait until each instance is in one of the states. The exit status is 1 when one stops or fails "
+        "and that was not waited for, and 7 when --timeout passes.",
     )
     _several(parser)
     parser.add_argument(
@@ -128,8 +127,8 @@ def add(verbs: Verbs) -> None:
         run_merge,
         "merge an instance's branch into the branch of the main checkout",
         example="merge shop/api",
-        description="Merge an instance's branch into the branch of the main checkout. Refused while that has uncommitted "
-        "changes; a conflict is reported with its files and leaves the checkout as it was.",
+        description="Merge an instance's branch into the branch of the main checkout. Refused while that has "
+        "uncommitted changes; a conflict is reported with its files and leaves the checkout as it was.",
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="instance (default: the one whose worktree this is)")
 
@@ -169,13 +168,13 @@ def _table(words: list[str], option: str, *, own: bool) -> dict[str, str]:
     for word in words:
         name, equals, value = word.partition("=")
         if not name or (own and not _NAME.match(name)):
-            raise usage(f"{option} {word!r} has no proper name before the '='.")
+            raise usage(f"{option} {word!r} has no proper name before the '='")
         if not equals:
             if not own:
-                raise usage(f"{option} {word!r} has no value.", f"Write {option} {name}=VALUE.")
+                raise usage(f"{option} {word!r} has no value", f"Write {option} {name}=VALUE.")
             if name not in os.environ:
                 raise usage(
-                    f"{option} {name}: you have no such variable.", f"Write {option} {name}=VALUE, or export it."
+                    f"{option} {name}: you have no such variable", f"Write {option} {name}=VALUE, or export it."
                 )
             value = os.environ[name]
         table[name] = value
@@ -195,7 +194,7 @@ async def create(
         if failure.code != ErrorCode.SETUP_NOT_AGREED or not (context.options.yes or prompts.interactive()):
             raise
         if not await project.agree(context, client, await client.project(project_name)):
-            raise Failure(ErrorCode.SETUP_NOT_AGREED, "Not agreed; nothing was made.") from None
+            raise Failure(ErrorCode.SETUP_NOT_AGREED, "not agreed; nothing was made") from None
         path = await client.create_instance(project_name, name, **options)
     return path, await client.describe(path)
 
@@ -206,9 +205,9 @@ async def run_create(context: Context) -> int | Exec:
     options = context.options
     project_name, slash, name = (options.name or "").rpartition("/")
     if slash and options.project and options.project != project_name:
-        raise usage(f"The address {options.name} and --project {options.project} name different projects.")
+        raise usage(f"the address {options.name} and --project {options.project} name different projects")
     if options.attach and options.no_start:
-        raise usage("--attach and --no-start exclude each other.")
+        raise usage("--attach and --no-start exclude each other")
     if options.attach:
         attach.need_terminal()
     environment = caller_environment(os.environ) | _table(options.env, "--env", own=True)
@@ -248,7 +247,7 @@ async def run_create(context: Context) -> int | Exec:
 async def _targets(context: Context) -> list[Target]:
     options = context.options
     if options.project and not options.all:
-        raise usage("--project goes with --all.")
+        raise usage("--project goes with --all")
     targets = await context.targets(options.names, every=options.all)
     if not targets:
         context.out.note("No instances.")
@@ -374,7 +373,7 @@ async def run_wait(context: Context) -> int:
         ]
         raise Failure(
             ErrorCode.TIMEOUT,
-            f"Not yet {' or '.join(context.options.until)}: {', '.join(late) or 'the last of them'}.",
+            f"not yet {' or '.join(context.options.until)}: {', '.join(late) or 'the last of them'}",
         ) from None
     if not context.out.human:
         full = [machine(record, INSTANCE_FIELDS) for record in records]
@@ -396,12 +395,14 @@ async def settle(
         try:
             record = await client.describe(target.object)
         except Failure as failure:
+            if failure.code in AWAY:
+                return  # the next owner of the name makes us look again
             # An unknown object answers like an unknown method; the address tells which it was.
             try:
                 await client.instance(target.address)
             except Failure as gone:
                 if gone.code == ErrorCode.NO_SUCH_INSTANCE:
-                    raise Failure(ErrorCode.NO_SUCH_INSTANCE, f"{target.address} was removed meanwhile.") from None
+                    raise Failure(ErrorCode.NO_SUCH_INSTANCE, f"{target.address} was removed meanwhile") from None
                 raise
             raise failure from None
         if record["state"] in ends:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Bare ``ccorchctl``: one screen that says what needs somebody, who works on what, what it uses, and what to type next."""
+"""Bare ``ccorchctl``: one screen: what needs somebody, who works on what, what it uses, and what to type next."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ccorchctl.commands.host import host_line, instances_line
@@ -11,6 +11,9 @@ from ccorchctl.commands.view import COLUMNS, in_order
 from ccorchctl.context import Context
 from ccorchctl.output import Column, age, count, doing_text, machine, size, state_text
 from ccorchd.contract import INSTANCE_FIELDS, PROJECT_FIELDS, State
+
+MOST = 12
+"""Rows of each table; more would push the line that matters off the screen."""
 
 
 def _command(record: Mapping[str, Any]) -> str:
@@ -46,12 +49,12 @@ async def run(context: Context) -> int:
     others = [r for r in records if r not in needs]
     if needs:
         out.line(out.paint(f"Needs you ({len(needs)})", "yellow"))
-        out.table(needs, NEEDS)
+        _table(context, needs, NEEDS, "--state waiting,failed")
         out.line()
     if others:
         if needs:
             out.line("The others" if len(others) > 1 else "The other one")
-        out.table(others, [column for column in COLUMNS if column.title != "BRANCH"])
+        _table(context, others, [column for column in COLUMNS if column.title != "BRANCH"], "")
         out.line()
     if not records:
         out.line(f"No instances yet, {count(len(projects), 'project')}." if projects else "Nothing here yet.")
@@ -67,6 +70,15 @@ async def run(context: Context) -> int:
     out.line()
     out.line(f"Next: {out.paint(await _next(context, records, projects, needs), 'bold')}")
     return 0
+
+
+def _table(context: Context, records: list[dict[str, Any]], columns: Sequence[Column], choice: str) -> None:
+    """Print as many rows as leave room for the rest of the screen, and how to see the others."""
+    out = context.out
+    shown = records if context.options.full else records[:MOST]
+    out.table(shown, columns)
+    if len(records) > len(shown):
+        out.line(f"{out.ellipsis} {len(records) - len(shown)} more: {f'ccorchctl list {choice}'.strip()}")
 
 
 def _usage(records: list[dict[str, Any]]) -> str:

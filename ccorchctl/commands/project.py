@@ -27,8 +27,8 @@ def add(verbs: Verbs) -> None:
         run_agree,
         "agree to the set-up steps of a project's .ccorch.toml",
         example="project agree shop",
-        description="Show the set-up steps of a project's .ccorch.toml and agree to them. They are commands that run in each "
-        "new worktree, with your rights; until you have agreed, and again after they change, no instance starts.",
+        description="Show the set-up steps of a project's .ccorch.toml and agree to them. They are commands that run "
+        "in each new worktree, with your rights; until you agreed, and again after they change, no instance starts.",
     )
     parser.add_argument("name", metavar="PROJECT", nargs="?", help=here)
     parser = noun.verb(
@@ -95,14 +95,14 @@ def print_steps(context: Context, row: dict[str, Any]) -> None:
 
 
 async def agree(context: Context, client: Client, row: dict[str, Any]) -> bool:
-    """Show the steps and have the user agree; return False when they said no. Raises NotAllowed if nobody can be asked."""
+    """Show the steps and have the user agree; return False for a no, raise SetupNotAgreed if nobody can be asked."""
     context.out.note(f"Set-up steps of {row['name']}, from .ccorch.toml in {home(str(row['repository']))}:")
     print_steps(context, row)
     if not context.options.yes:
         if not prompts.interactive():
             raise Failure(
                 ErrorCode.SETUP_NOT_AGREED,
-                f"The set-up steps of {row['name']} need your agreement, and standard input is no terminal.",
+                f"the set-up steps of {row['name']} need your agreement, and standard input is no terminal",
                 f"Read them, then: ccorchctl project agree {row['name']} --yes",
             )
         if not prompts.confirm("Run these commands in each new worktree?"):
@@ -121,7 +121,7 @@ async def run_agree(context: Context) -> int:
     elif await agree(context, client, row):
         context.out.note("Agreed.")
     else:
-        raise Failure(ErrorCode.NOT_ALLOWED, "Not agreed; nothing was done.")
+        raise Failure(ErrorCode.NOT_ALLOWED, "not agreed; nothing was done")
     return 0
 
 

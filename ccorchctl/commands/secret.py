@@ -23,8 +23,8 @@ def add(verbs: Verbs) -> None:
         run_set,
         "store a secret",
         example="secret set anthropic-api-key < key.txt",
-        description="Store a secret. The value is asked for without showing it, or read from standard input when that is no "
-        "terminal (without the line end). It cannot be given as an argument: other users could see it there.",
+        description="Store a secret. The value is asked for without showing it, or read from standard input when that "
+        "is no terminal (without the line end). It cannot be given as an argument: other users could see it there.",
     )
     parser.add_argument("name", metavar="NAME", help="name of the secret")
     parser = noun.verb("remove", run_remove, "forget a secret", example="secret remove anthropic-api-key")
@@ -50,7 +50,7 @@ async def run_set(context: Context) -> int:
     else:
         value = sys.stdin.read().removesuffix("\n").removesuffix("\r")
         if not value:
-            raise usage("Standard input holds no value.", f"Pipe it in: ccorchctl secret set {name} < FILE")
+            raise usage("standard input holds no value", f"Pipe it in: ccorchctl secret set {name} < FILE")
     await (await context.client()).set_secret(name, value)
     context.out.note(f"Secret {name} stored.")
     return 0

@@ -39,9 +39,9 @@ def add(verbs: Verbs) -> None:
         run_try,
         "give one agent a task, watch it, then keep, merge or discard its work",
         example='try "add a test for the parser"',
-        description="Give one agent a task: makes this repository a project if it is none, starts an instance, and attaches to "
-        "it. When you leave (Ctrl-b d) you see what it changed, and keep, merge or discard it. Without a terminal it "
-        "waits until the agent is idle or needs somebody, and keeps the work unless an option says otherwise.",
+        description="Give one agent a task: makes this repository a project if it is none, starts an instance, and "
+        "attaches to it. After leaving (Ctrl-b d) you see what it changed, and keep, merge or discard it. Without a "
+        "terminal it waits until the agent is idle or needs somebody, and keeps the work unless an option says otherwise.",
     )
     parser.add_argument("prompt", metavar="PROMPT", nargs="+", help="the task; '-' reads it from standard input")
     parser.add_argument("--agent", metavar="AGENT", help=AGENT_HELP)
@@ -62,10 +62,12 @@ async def run_try(context: Context) -> int:
     options, out = context.options, context.out
     prompt = given_text(" ".join(options.prompt))
     if not prompt.strip():
-        raise usage("What should the agent do?", 'ccorchctl try "add a test for the parser"')
+        raise usage("what should the agent do?", 'ccorchctl try "add a test for the parser"')
     attached = not options.no_attach and prompts.interactive() and sys.stdout.isatty() and out.human
     if attached:
         need_terminal()
+    if options.decision == "discard" and not options.yes and not prompts.interactive():
+        prompts.require("", yes=False)  # refuses, and does so before there is anything to discard
     client = await context.client()
     place = await context.here()
     if place is None:
@@ -90,7 +92,7 @@ async def run_try(context: Context) -> int:
         except TimeoutError:
             raise Failure(
                 ErrorCode.TIMEOUT,
-                f"{target.address} is still at work.",
+                f"{target.address} is still at work",
                 f"It goes on: ccorchctl attach {target.address}; its work so far: ccorchctl diff {target.address}",
             ) from None
     record = await client.describe(target.object)
@@ -123,7 +125,7 @@ async def _watch(client: Client, target: Target) -> None:
     except OSError as error:
         raise Failure(
             ErrorCode.MISSING_PROGRAM,
-            f"{program.argv[0]} cannot be run: {error.strerror}.",
+            f"{program.argv[0]} cannot be run: {error.strerror}",
             f"The agent goes on: ccorchctl attach {target.address}",
         ) from None
     finally:
@@ -180,12 +182,7 @@ async def _merge(
     if record["state"] in (State.WORKING, State.STARTING):
         kept = f"{target.address} is still at work, so it is kept."
     else:
-        try:
-            kept = removed_text(target.address, await client.remove(target.object))
-        except Failure as failure:
-            if failure.code != ErrorCode.WORKTREE_DIRTY:
-                raise
-            kept = f"{target.address} is kept: it has changes that are not committed. See 'ccorchctl diff {target.address}'"
+        kept = removed_text(target.address, await client.remove(target.object))
     context.out.note(kept)
     return f"{text} {kept}"
 

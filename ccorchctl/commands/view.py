@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ccorchctl.commands import Verbs
-from ccorchctl.commands.events import Journal, add_range, is_of, read, show
+from ccorchctl.commands.events import ALL, Journal, add_range, is_of, read, show
 from ccorchctl.context import Context
 from ccorchctl.failures import Failure
 from ccorchctl.output import (
@@ -19,6 +19,7 @@ from ccorchctl.output import (
     age,
     clean,
     count,
+    cut,
     doing_text,
     duration,
     home,
@@ -67,8 +68,8 @@ def add_story(noun: Verbs) -> None:
         run_why,
         "tell an instance's story: how it came to be in its state",
         example="why shop/api",
-        description="Tell an instance's story: what happened to it, when, and why it is in its state; last, the journalctl "
-        "line that shows more. Works for removed instances too.",
+        description="Tell an instance's story: what happened to it, when, and why it is in its state; last, the "
+        "journalctl line that shows more. Works for removed instances too.",
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help=WHICH)
     parser = noun.verb(
@@ -185,8 +186,6 @@ async def run_show(context: Context) -> int:
 
 def out_cut(context: Context, text: str) -> str:
     """Return *text* cut so that a field of it stays on one line."""
-    from ccorchctl.output import cut
-
     out = context.out
     return text if out.columns is None else cut(text, max(20, out.columns - 12), out.ellipsis)
 
@@ -307,7 +306,7 @@ async def run_why(context: Context) -> int:
     client, out = await context.client(), context.out
     address = await context.address(context.options.name)
     record = await _known(context, address)
-    rows = await read(client, lines=10_000, since=None, default=0, instance=address)
+    rows = await read(client, lines=ALL, since=None, default=0, instance=address)
     rows = [row for row in rows if int(row.get("priority", 6)) < _DEBUG]
     unit = str(record["unit"]) if record and record.get("unit") else context.naming.scope(*address.split("/", 1))
     line = f"journalctl --user -u {unit}"
