@@ -146,11 +146,36 @@ class Worktrees:
         if branch:
             check_branch(branch)
         if base_commit:
-            check_commit(base_commit)
+            check_revision(base_commit)  # of an instance that never got its commit id, the base as it was given
         removed = self._data_dir / "removed"
 
         def work(git: GitRun) -> Removed:
             return removal.remove(git, repository, path, branch, base_commit, force=force, removed=removed)
+
+        return await self._change(repository, work)
+
+    async def check_removable(self, repository: Path, path: Path, branch: str) -> None:
+        """Raise what :meth:`remove` without *force* would raise, before anything is stopped for it."""
+        if branch:
+            check_branch(branch)
+        await self._look(lambda git: removal.check(git, repository, path, branch))
+
+    async def take_back(self, repository: Path, path: Path, branch: str, base_commit: str) -> Removed:
+        """Undo :meth:`create` for an instance whose agent never ran: what set-up steps and copies left is not kept.
+
+        If there is anything on the branch nevertheless, it is as :meth:`remove` with force.
+        """
+        check_branch(branch)
+        check_commit(base_commit)
+        removed = self._data_dir / "removed"
+
+        def work(git: GitRun) -> Removed:
+            folders = layout.git_folders(path)
+            listed = [entry for entry in layout.checkouts(git, repository)[1:] if entry.path == path.resolve()]
+            if folders and listed and (listed[0].branch, listed[0].head) == (branch, base_commit):
+                creation.undo(repository, path, branch, base_commit)
+                return Removed(layout.branch_tip(git, repository, branch) is None, "")
+            return removal.remove(git, repository, path, branch, base_commit, force=True, removed=removed)
 
         return await self._change(repository, work)
 

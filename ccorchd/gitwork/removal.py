@@ -64,9 +64,27 @@ def remove(
     untracked files, commits on a detached HEAD, a clone or submodule with commits that are nowhere else. With it, all
     that is kept. Ignored files go.
     """
-    label = branch or path.name
     if git_folders(root) is None:
-        return _without_repository(root, path, label, force, removed)
+        return _without_repository(root, path, branch or path.name, force, removed)
+    refs, kept_folder = [], ""
+    for target in _targets(git, root, path, branch or path.name, force=force):
+        ref, folder = _take_away(git, root, target, removed)
+        refs += [ref] if ref else []
+        kept_folder = folder or kept_folder
+    deleted = _delete_branch(git, root, branch, base_commit) if branch else False
+    return Removed(deleted, " ".join(refs), kept_folder)
+
+
+def check(git: GitRun, root: Path, path: Path, branch: str) -> None:
+    """Raise what :func:`remove` without force would raise; change nothing."""
+    if git_folders(root) is not None:
+        _targets(git, root, path, branch or path.name, force=False)
+    elif os.path.lexists(path):
+        _without_repository(root, path, branch or path.name, False, path)
+
+
+def _targets(git: GitRun, root: Path, path: Path, label: str, *, force: bool) -> list[_Target]:
+    """Return what has to go, in that order; without *force* raise if any of it holds work."""
     place = path.resolve()
     entries = checkouts(git, root)
     if root.resolve().is_relative_to(place) or entries[0].path.resolve().is_relative_to(place):
@@ -86,14 +104,7 @@ def remove(
     if not force:
         for target in targets:
             _refuse_work(git, root, target)
-
-    refs, kept_folder = [], ""
-    for target in targets:
-        ref, folder = _take_away(git, root, target, removed)
-        refs += [ref] if ref else []
-        kept_folder = folder or kept_folder
-    deleted = _delete_branch(git, root, branch, base_commit) if branch else False
-    return Removed(deleted, " ".join(refs), kept_folder)
+    return targets
 
 
 def _without_repository(root: Path, path: Path, label: str, force: bool, removed: Path) -> Removed:
@@ -103,7 +114,7 @@ def _without_repository(root: Path, path: Path, label: str, force: bool, removed
         raise CcorchError(
             ErrorCode.NOT_A_REPOSITORY,
             f"The repository {root} is gone, so nobody can tell what the worktree {path} holds",
-            f"Bring it back, or use --force, which moves the files to {removed}.",
+            "Bring it back, or use --force, which moves the files away.",
         )
     return Removed(False, "", str(set_aside(path, removed, label.replace("/", "-"))))
 

@@ -574,15 +574,18 @@ async def test_a_huge_diff_is_cut(worktrees: Worktrees, place: Place) -> None:
 
 async def removal_refused(worktrees: Worktrees, repository: Path, place: Place, words: str) -> None:
     before = everything(repository)
+    with pytest.raises(CcorchError, match=words) as told:
+        await worktrees.check_removable(repository, place[0], place[1])
     with pytest.raises(CcorchError, match=words) as caught:
         await worktrees.remove(repository, *place)
-    assert caught.value.code is ErrorCode.WORKTREE_DIRTY
+    assert caught.value.code is told.value.code is ErrorCode.WORKTREE_DIRTY
     assert caught.value.hint
     assert everything(repository) == before
 
 
 async def test_remove_clean(worktrees: Worktrees, repository: Path, place: Place, tmp_path: Path) -> None:
     before = git(repository, "worktree", "list")
+    await worktrees.check_removable(repository, place[0], place[1])
     (place[0] / "cache").mkdir()
     (place[0] / ".gitignore").write_text("*\n")
     (place[0] / "cache/x").touch()
@@ -819,6 +822,27 @@ async def test_five_removed_at_once(worktrees: Worktrees, repository: Path) -> N
     )
     assert all(result.branch_deleted for result in results)
     assert refs(repository) == ["refs/heads/main"]
+
+
+async def test_take_back(worktrees: Worktrees, repository: Path, place: Place) -> None:
+    before = refs(repository)
+    (place[0] / ".env").write_text("copied")
+    assert await worktrees.take_back(repository, *place) == Removed(branch_deleted=True, kept_ref="")
+    assert refs(repository) == ["refs/heads/main"] != before
+    assert not place[0].parent.exists()
+    base = await worktrees.create(repository, place[0], place[1], "")
+    tip = commit(place[0], "c", "c")
+    (place[0] / "new").write_text("new")
+    result = await worktrees.take_back(repository, place[0], place[1], base)
+    assert git(repository, "rev-parse", f"{result.kept_ref}^1") == tip == git(repository, "rev-parse", place[1])
+
+
+async def test_remove_what_a_killed_daemon_left_of_a_create(
+    worktrees: Worktrees, repository: Path, place: Place
+) -> None:
+    git(repository, "switch", "-q", "-c", "other", "HEAD~1")
+    assert await worktrees.remove(repository, place[0], place[1], "main", force=True) == Removed(True, "")
+    assert refs(repository) == ["refs/heads/main", "refs/heads/other"]
 
 
 # Merge
