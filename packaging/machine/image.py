@@ -260,14 +260,16 @@ def _build(suite: str, target: Path) -> None:
         unpack = textwrap.dedent(
             """
             set -eu
+            trap 'rm -rf "$1/root"' EXIT
             mkdir "$1/root"
-            tar --extract --numeric-owner --directory="$1/root" --file="$1/root.tar"
+            # Without privilege no device node can be made; devtmpfs has them all anyway.
+            tar --extract --exclude='./dev/*' --numeric-owner --directory="$1/root" --file="$1/root.tar"
             cp "$1"/root/boot/vmlinuz-* "$1/vmlinuz"
             cp "$1"/root/boot/initrd.img-* "$1/initrd.img"
             rm -rf "$1"/root/boot/* "$1"/root/var/cache/apt/archives/*.deb
             truncate --size=8G "$1/disk.img"
             mkfs.ext4 -q -F -L machine -d "$1/root" "$1/disk.img"
-            rm -rf "$1/root" "$1/root.tar"
+            rm -f "$1/root.tar"
             """
         )
         helper = ["mmdebstrap", "--unshare-helper"] if mode == "unshare" else []
@@ -305,6 +307,7 @@ def _execute(command: list[str], environment: dict[str, str], what: str) -> None
     )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("E:")] or lines
+        # mmdebstrap closes with an E: of its own that only says that something failed.
+        errors = [line for line in lines if not line.startswith(("I:", "E: unshared command failed"))]
         reason = errors[-1] if errors else "no reason given"
         raise MachineError(f"{what} could not make the virtual machine's disk: {reason}")

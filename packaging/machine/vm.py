@@ -65,7 +65,11 @@ class _Line:
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.connect(str(path))
+        try:
+            self.socket.connect(str(path))
+        except OSError:
+            self.socket.close()
+            raise
         self.socket.setblocking(False)
         self._received = b""
         self._waiting = b"\n"  # ends what an earlier process may have left half-written

@@ -27,6 +27,8 @@ from run.problem import Problem
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 NAME = "run"
 STEM = f"ccorch_{NAME}"
+MACHINE_NAME = os.environ.get("CCORCH_RUN_MACHINE") or NAME
+"""The machine's name. Tests give it one of their own, so that they never meet somebody's trial run."""
 PARTS = ("ccorchd", "ccorchctl", "units")
 """What of the checkout a machine without a view of it gets."""
 
@@ -196,7 +198,7 @@ class Inside(Place):
             binds.append(Bind(str(settings), "/home/dev/.claude"))
             program = Path(shutil.which("claude") or "").resolve()
             binds.append(Bind(str(program.parent), read_only=True))
-        self._machine = nspawn.Machine.boot(NAME, binds=binds)
+        self._machine = nspawn.Machine.boot(MACHINE_NAME, binds=binds)
         for key, value in (repositories.identity(self.host_repository) or {}).items():
             self.machine.run(["git", "config", "--global", key, value], check=True)
 
@@ -220,10 +222,10 @@ class Virtual(Place):
     @property
     def switched_off(self) -> bool:
         """True when the machine is not running but its disk, and so what was not fetched, is there."""
-        return self._machine is None and (vm.Machine(NAME).base / "disk.qcow2").exists()
+        return self._machine is None and (vm.Machine(MACHINE_NAME).base / "disk.qcow2").exists()
 
     def switch_on(self) -> None:
-        self._machine = vm.Machine(NAME)
+        self._machine = vm.Machine(MACHINE_NAME)
         self._machine.boot_again()
 
     @property
@@ -252,7 +254,7 @@ class Virtual(Place):
 
     def start(self, say: Callable[[str], None]) -> None:
         assert self.host_repository is not None
-        self._machine = vm.Machine.boot(NAME, say=say)
+        self._machine = vm.Machine.boot(MACHINE_NAME, say=say)
         for part in PARTS:
             self.machine.put(CHECKOUT / part, f"{self.checkout}/{part}")
         for key, value in (repositories.identity(self.host_repository) or {}).items():
@@ -330,9 +332,9 @@ def current() -> Place | None:
     except (OSError, ValueError, KeyError):
         return None
     if kind == "nspawn":
-        return Inside(repository, nspawn.Machine.open(NAME))
+        return Inside(repository, nspawn.Machine.open(MACHINE_NAME))
     if kind == "vm":
-        return Virtual(repository, vm.Machine.open(NAME))
+        return Virtual(repository, vm.Machine.open(MACHINE_NAME))
     return Here(repository)
 
 

@@ -17,9 +17,9 @@ from run.problem import Problem
 
 JOBS = {
     "docs": "Write documentation about how this project works and where to look first.",
-    "tests": "Write a module that checks the examples, with a test.",
+    "tests": "Write a small module that turns titles into file names, with a test.",
     "tidy": "Tidy up the files: trailing blanks, final line feeds, tabs.",
-    "report": "Report the size of the code and what is still to do.",
+    "report": "Count files, lines and open to-dos in a report.",
     "headers": "Add docstrings to the files that have none.",
     "changelog": "Add an entry to the changelog about this week's work.",
     "module": "Implement a small module that converts units, with a test.",
@@ -131,9 +131,10 @@ def report(place: Place, rows: list[dict[str, Any]], attach: str) -> None:
     """Print for each instance: branch, commits, size of the diff, CPU time, peak memory, how to attach."""
     print()
     estimated = False
+    head = place.run(["git", "rev-parse", "HEAD"], cwd=place.repository).stdout.strip()
     for row in rows:
-        base = str(row.get("base") or "HEAD")
         tree = str(row.get("worktree") or place.repository)
+        base = place.run(["git", "merge-base", "HEAD", head], cwd=tree).stdout.strip() or head
         commits = place.run(["git", "rev-list", "--count", f"{base}..HEAD", "--"], cwd=tree).stdout.strip() or "?"
         stat = place.run(["git", "diff", "--shortstat", base, "--"], cwd=tree).stdout.strip() or "no change"
         guessed = row.get("measured") == "processes"

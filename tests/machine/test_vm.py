@@ -22,7 +22,13 @@ def machine() -> Iterator[Machine]:
     machine = Machine.boot(f"test-{os.getpid()}")
     yield machine
     machine.stop()
+    assert not machine.alive
     assert not machine.base.exists()
+
+
+@pytest.fixture(autouse=True)
+def no_process_left_behind() -> None:
+    """The machine belongs to the module, also when a test has booted it again; its end is checked there."""
 
 
 def test_every_controller_is_there(machine: Machine) -> None:
