@@ -71,6 +71,9 @@ __all__ = [
     "variants",
 ]
 
+_Service: Any = ServiceInterface
+"""The same without types: what this module needs of it is private and untyped."""
+
 _log: Final = logging.getLogger(__name__)
 
 _DAEMON: Final = "org.freedesktop.DBus"
@@ -218,6 +221,30 @@ class _MessageBus(_UntypedMessageBus):  # type: ignore[misc]  # what types dbus-
         if msg.error_name in internal and msg.body and "File " in str(msg.body[0]):
             _log.error("a D-Bus handler failed: %s", msg.body[0])
             msg.body = ["An internal error occurred; the journal of ccorchd has the details."]
+
+    def _make_method_handler(self, interface: Any, method: Any) -> Callable[[Message, Any], None]:
+        if not asyncio.iscoroutinefunction(method.fn):
+            handler: Callable[[Message, Any], None] = super()._make_method_handler(interface, method)
+            return handler
+
+        # dbus-next's own sends the answer and then raises the error once more, into the event loop's log.
+        def handle(msg: Message, send_reply: Any) -> None:
+            task = asyncio.ensure_future(method.fn(interface, *_Service._msg_body_to_args(msg)))
+            task.add_done_callback(lambda done: self._reply(done, msg, method, send_reply))
+
+        return handle
+
+    @staticmethod
+    def _reply(done: asyncio.Future[Any], msg: Message, method: Any, send_reply: Any) -> None:
+        if done.cancelled():
+            send_reply(Message.new_error(msg, str(ErrorType.NO_REPLY.value), "The call was cancelled."))
+            return
+        error = done.exception()
+        if error is None:
+            body, fds = _Service._fn_result_to_body(done.result(), method.out_signature_tree)
+            send_reply(Message.new_method_return(msg, method.out_signature, body, fds))
+        else:
+            send_reply.send_error(error)
 
     def _introspect_export_path(self, path: str) -> Node:
         # dbus-next splits anywhere in the string, so that …/i10 became a child named "0" of …/i1.
