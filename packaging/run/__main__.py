@@ -197,7 +197,7 @@ def stop() -> int:
             say(f"Branches with work in {place.host_repository}:")
             for branch in sorted(kept):
                 count = repositories.ahead(place.host_repository, branch)
-                say(f"  {branch}  ({count} commit{'' if count == 1 else 's'} that are not in the checkout's branch)")
+                say(f"  {branch}  {count} commit{'' if count == 1 else 's'} ahead of the checkout")
     say("Stopped. Nothing is left running.")
     return 0
 

@@ -282,7 +282,7 @@ class Virtual(Place):
     def collect(self) -> list[str]:
         if self.host_repository is None:
             return []
-        script = "git bundle create -q /tmp/out.bundle --branches='ccorch/*'"
+        script = "git bundle create -q /tmp/out.bundle --branches='ccorch/*' --glob='refs/ccorch/*'"
         done = self.run(["sh", "-c", script], cwd=self.repository)
         if done.returncode:
             return [] if "empty bundle" in done.stderr else [f"Branches could not be fetched: {done.stderr.strip()}"]

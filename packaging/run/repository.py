@@ -237,9 +237,9 @@ def fetch_bundle(repository: Path, bundle: Path) -> list[str]:
 
     As root the objects are given to whom the repository belongs.
     """
-    done = git(
-        repository, "fetch", "-q", "--no-write-fetch-head", str(bundle), "refs/heads/ccorch/*:refs/heads/ccorch/*"
-    )
+    # Below refs/ccorch lies what a forced removal has saved of uncommitted work.
+    wanted = ("refs/heads/ccorch/*:refs/heads/ccorch/*", "refs/ccorch/*:refs/ccorch/*")
+    done = git(repository, "fetch", "-q", "--no-write-fetch-head", str(bundle), *wanted)
     status = repository.stat()
     if os.geteuid() == 0 and status.st_uid != 0:
         for folder, names, files in os.walk(repository / ".git"):

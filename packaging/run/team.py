@@ -180,7 +180,7 @@ def prove(place: Place, project: str, names: list[str], say: Callable[[str], Non
 def _balloon(place: Place, project: str, say: Callable[[str], None]) -> None:
     taken = {row["name"] for row in daemon.instances(place, project)}
     name = next(name for name in ("balloon", *(f"balloon-{n}" for n in range(2, 100))) if name not in taken)
-    say(f"\nProof: a sixth agent, {name}, takes memory without end; its limit is 256 MB.".replace("sixth", "further"))
+    say(f"\nProof: one more agent, {name}, takes memory without end; its limit is 256 MB.")
     create(place, project, name, "demo", "#balloon", "--memory-max", "256M", "--memory-high", "infinity")
     deadline = time.monotonic() + 60 * place.slow
     while time.monotonic() < deadline:

@@ -34,6 +34,7 @@ class Port:
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._partial = b""
+        self._pause = 0.0
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the messages that have come. An empty read means that no host process is connected just now."""
@@ -42,9 +43,12 @@ class Port:
         except BlockingIOError:
             return []
         if not data:
-            time.sleep(0.05)  # the port knows no event for "somebody connected": it reads as ended until then
+            # The port knows no event for "somebody connected": it reads as ended until then.
+            self._pause = min(self._pause + 0.01, 0.25)
+            time.sleep(self._pause)
             self._partial = b""
             return []
+        self._pause = 0.0
         *complete, self._partial = (self._partial + data).split(b"\n")
         messages = []
         for line in complete:
