@@ -48,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        sentence = f"Unexpected {type(error).__name__}: {error}"
+        sentence = f"unexpected {type(error).__name__}: {error}"
         return _fail(Failure(failures.UNEXPECTED, sentence, f"This is a bug; {DEBUG_VARIABLE}=1 shows where."), words)
 
 

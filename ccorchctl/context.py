@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import difflib
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -150,6 +149,8 @@ class Context:
         if len(targets) == 1:
             self.out.note(await work(targets[0]))
             return 0
+        import asyncio  # with what it imports, longer to load than all of ours: not for --help
+
         outcomes = await asyncio.gather(*(work(target) for target in targets), return_exceptions=True)
         status = 0
         for target, outcome in zip(targets, outcomes, strict=True):

@@ -50,43 +50,47 @@ Run a team of coding agents, each in a systemd scope with a git worktree, a tmux
 Without a command it shows one screen: who needs you, who works on what, and what that uses.
 """
 
-EPILOG: Final = """\
-addresses:
+SECTIONS: Final[dict[str, str]] = {
+    "addresses": """\
   An instance is written project/name; inside the project's checkout or a worktree just the name will do.
   Verbs of instances work without their noun ('ccorchctl attach api'), plurals do too ('ccorchctl instances').
-
-examples:
+""",
+    "examples": """\
   ccorchctl init                                  make this repository a project
   ccorchctl try "add a test for the parser"       one agent, attached; afterwards keep, merge or discard
   ccorchctl create api --prompt "write the API"   an agent in the background
   ccorchctl list                                  who does what
   ccorchctl attach api                            its terminal; leave with Ctrl-b d
   ccorchctl why api                               its story, and where the journal has more
-
-exit status:
+""",
+    "exit status": """\
   0  done                          4  no such project or instance
   1  failed                        5  it exists already
   2  wrong use or value            6  refused: state, limit, or no confirmation
   3  the daemon is not running     7  timed out
   130  interrupted
-
-environment:
+""",
+    "environment": """\
   CCORCH_SUFFIX             use a separate installation, for trial runs (as ccorch_SUFFIX)
   NO_COLOR                  no colours, whatever the terminal can do
   DBUS_SESSION_BUS_ADDRESS  the bus; without it the socket in XDG_RUNTIME_DIR is used
   CCORCH_DEBUG              show the trace of an unexpected error
   PATH, LANG, LC_*, TZ, TERM, EDITOR, SHELL, SSH_AUTH_SOCK, GPG_TTY, *_PROXY and the like are passed to the agents
   that 'create', 'start', 'restart' and 'try' start.
-
-files:
+""",
+    "files": """\
   .ccorch.toml                        a project's own settings: set-up steps, environment, limits
   ~/.config/ccorch/ccorchd.toml       settings of the daemon (see 'ccorchctl config default')
   ~/.local/share/ccorch/              worktrees
   ~/.local/state/ccorch/              the daemon's database
-
-see also:
+""",
+    "see also": """\
   ccorchd(8), systemctl(1), journalctl(1), tmux(1), git-worktree(1), systemd.resource-control(5)
-"""
+""",
+}
+"""Sections of the help's end, and of the manual page after its options: title and text, indented by two."""
+
+EPILOG: Final = "\n".join(f"{title}:\n{text}" for title, text in SECTIONS.items())
 
 
 class Parser(argparse.ArgumentParser):
@@ -185,7 +189,14 @@ def build(*, everywhere: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ccorchctl {__version__}")
     parser.set_defaults(run=overview.run)
     actions = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    verbs = Verbs(actions, "", lambda sub: _common(sub, top=False, show=everywhere))
+
+    def finish(sub: argparse.ArgumentParser) -> None:
+        _common(sub, top=False, show=everywhere)
+        if not everywhere:
+            # Old versions of argparse-manpage leave epilogs out.
+            sub.description, sub.epilog = f"{sub.description}\n\n{sub.epilog}", None
+
+    verbs = Verbs(actions, finish)
     init_command.add(verbs)
     trial.add(verbs)
     instance.add(verbs)
@@ -203,7 +214,7 @@ def expand(words: Sequence[str]) -> list[str]:
     position = _first(words, 0)
     before, rest = list(words[:position]), list(words[position:])
     if rest and rest[0] == "help":
-        return [*before, *expand(rest[1:]), "--help"] if len(rest) > 1 else [*before, "--help"]
+        return [*before, *expand([*rest[1:], "--help"])]
     if rest and rest[0] in SHORTCUTS:
         rest[:1] = SHORTCUTS[rest[0]]
     if rest and rest[0] in ALONE:

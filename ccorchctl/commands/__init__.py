@@ -16,9 +16,8 @@ Run: TypeAlias = "Callable[[Context], Awaitable[int | Exec | None]]"
 class Verbs:
     """Declares verbs of one level of the command line, so that each has a description, an example and the options."""
 
-    def __init__(self, actions: Any, path: str, finish: Callable[[argparse.ArgumentParser], None]) -> None:
+    def __init__(self, actions: Any, finish: Callable[[argparse.ArgumentParser], None]) -> None:
         self._actions = actions
-        self._path = path
         self._finish = finish
 
     def verb(self, name: str, run: Run, help: str, *, example: str, description: str = "") -> argparse.ArgumentParser:
@@ -49,4 +48,4 @@ class Verbs:
         )
         self._finish(parser)
         actions = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
-        return Verbs(actions, f"{self._path}{name} ", self._finish)
+        return Verbs(actions, self._finish)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import re
 import sys
@@ -357,6 +356,8 @@ async def run_merge(context: Context) -> int:
 
 
 async def run_wait(context: Context) -> int:
+    import asyncio
+
     client = await context.client()
     targets = await _targets(context)
     if not targets:

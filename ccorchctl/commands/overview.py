@@ -27,7 +27,7 @@ NEEDS = (
     Column("STATE", state_text, colour=lambda r: "red" if r["state"] == State.FAILED else "yellow"),
     Column("SINCE", lambda r: age(r.get("since")), drop=2),
     Column("WHAT", doing_text, least=14, drop=1),
-    Column("TYPE", _command, colour=lambda _: "bold"),
+    Column("TYPE", _command, drop=3, colour=lambda _: "bold"),
 )
 
 

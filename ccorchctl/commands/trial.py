@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import signal
 import sys
@@ -41,7 +40,7 @@ def add(verbs: Verbs) -> None:
         example='try "add a test for the parser"',
         description="Give one agent a task: makes this repository a project if it is none, starts an instance, and "
         "attaches to it. After leaving (Ctrl-b d) you see what it changed, and keep, merge or discard it. Without a "
-        "terminal it waits until the agent is idle or needs somebody, and keeps the work unless an option says otherwise.",
+        "terminal it waits until the agent is idle or needs somebody, and keeps the work unless told otherwise.",
     )
     parser.add_argument("prompt", metavar="PROMPT", nargs="+", help="the task; '-' reads it from standard input")
     parser.add_argument("--agent", metavar="AGENT", help=AGENT_HELP)
@@ -57,6 +56,8 @@ def add(verbs: Verbs) -> None:
 
 
 async def run_try(context: Context) -> int:
+    import asyncio
+
     from ccorchctl.client import caller_environment
 
     options, out = context.options, context.out
@@ -117,6 +118,8 @@ async def run_try(context: Context) -> int:
 
 async def _watch(client: Client, target: Target) -> None:
     """Run the terminal as a child, so that there is somebody to ask when it ends."""
+    import asyncio
+
     program = await takeover(client, target.object)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the agent while its terminal is shown
     try:

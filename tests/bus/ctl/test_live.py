@@ -257,12 +257,8 @@ def test_colours_and_no_colours(terminal: Open) -> None:
     coloured = terminal("list")
     assert coloured.end() == 0
     assert "\x1b[33m" in coloured.raw
-    for words, variables in (
-        (("list", "--no-color"), {}),
-        (("list",), {"NO_COLOR": "1"}),
-        (("list",), {"TERM": "dumb"}),
-    ):
-        plain = terminal(*words, **variables)
+    for option, variables in (("--no-color", {}), ("--full", {"NO_COLOR": "1"}), ("--full", {"TERM": "dumb"})):
+        plain = terminal("list", option, **variables)
         assert plain.end() == 0
         assert "\x1b" not in plain.raw
 
@@ -345,7 +341,8 @@ def test_a_daemon_that_cannot_be_started(ctl: Ctl, tmp_path: Path, monkeypatch: 
         '<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"\n'
         ' "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">\n'
         f"<busconfig><type>session</type><listen>unix:path={tmp_path}/sock</listen><servicedir>{services}</servicedir>"
-        '<policy context="default"><allow send_destination="*"/><allow own="*"/></policy></busconfig>'
+        '<policy context="default"><allow send_destination="*"/><allow receive_sender="*"/>'
+        '<allow own="*"/></policy></busconfig>'
     )
     daemon = subprocess.Popen(
         ["dbus-daemon", f"--config-file={configuration}", "--nofork", "--nopidfile", "--print-address"],
@@ -357,7 +354,7 @@ def test_a_daemon_that_cannot_be_started(ctl: Ctl, tmp_path: Path, monkeypatch: 
         daemon.stdout.readline()
         monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", f"unix:path={tmp_path}/sock")
         result = ctl("list")
-        assert result.status == 3
+        assert result.status == 3, result.err
         assert result.err.startswith("ccorchctl: the daemon could not be started: ")
         assert "journalctl --user -u ccorchd.service" in result.err
         assert ctl("list", "--no-autostart").status == 3
@@ -373,10 +370,8 @@ def test_a_daemon_that_cannot_be_started(ctl: Ctl, tmp_path: Path, monkeypatch: 
 
 @needs_server
 async def test_client_survives_a_burst_of_signals(dbus_session: str, world: Any, server: Any) -> None:
-    async with (
-        await Client.connect(address=dbus_session, no_autostart=True) as client,
-        client.follow_events() as signals,
-    ):
+    client = await Client.connect(address=dbus_session, no_autostart=True)
+    async with client, client.follow_events() as signals:
         for number in range(300):
             await asyncio.to_thread(server.happens, f"{number} {'x' * 4096}", instance="shop/api")
         async with asyncio.timeout(20):
