@@ -262,7 +262,9 @@ class TmuxServer:
     async def exit_of(self, window: str = AGENT, *, timeout: float = 2) -> tuple[int | None, int | None]:
         """Return exit status and signal of the program in *window*, which has just died; (None, None) if that is lost.
 
-        tmux reaps it a moment after a pidfd reports the death: wait at most *timeout* seconds for that.
+        tmux reaps it a moment after a pidfd reports the death: wait at most *timeout* seconds for that. In one case of
+        ten or so tmux 3.3a misses the kernel's SIGCHLD when the terminal is closed at the same time, and the program
+        stays a zombie for good; another SIGCHLD has it look.
         """
         pause = 0.005
         with contextlib.suppress(TimeoutError, CcorchError):
@@ -272,6 +274,8 @@ class TmuxServer:
                     if pane.dead and (pane.exit_status is not None or pane.exit_signal is not None):
                         return pane.exit_status, pane.exit_signal
                     await asyncio.sleep(pause)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(await self.server_pid(), signal.SIGCHLD)
                     pause = min(pause * 2, 0.2)
         return None, None
 
