@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 MESSAGE_LIMIT = 128 * 1024
 PAYLOAD_LIMIT = 32 * 1024 * 1024
-STDIN_SECONDS = 2.0
+STDIN_SECONDS = 10.0
+STDIN_PAUSE = 0.3
 CONNECT_SECONDS = 2
 
 
@@ -70,17 +71,22 @@ def parse(scan: "Callable[[str, int], tuple[object, int]]", text: str) -> dict[s
     return value if end == len(text) and isinstance(value, dict) else None
 
 
-def read_input() -> bytes:
-    """Read the payload. An agent that leaves the pipe open, or gives its terminal, must not hang."""
+def read_input(scan: "Callable[[str, int], tuple[object, int]]") -> bytes:
+    """Read the payload. An agent that leaves the pipe open, or gives its terminal, must not hang; a slow one may."""
     if posix.isatty(0):
         return b""
     poll = select.poll()
     poll.register(0, select.POLLIN)
-    chunks, size, deadline = [], 0, time.monotonic() + STDIN_SECONDS
+    chunks: list[bytes] = []
+    size, deadline = 0, time.monotonic() + STDIN_SECONDS
     while size <= PAYLOAD_LIMIT:
         left = deadline - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
+        if left <= 0:
             break
+        if not poll.poll(min(left, STDIN_PAUSE if chunks else left) * 1000):
+            if chunks and parse(scan, b"".join(chunks).decode("utf-8", "replace")) is not None:
+                break  # all is said, though the pipe is open
+            continue
         try:
             chunk = posix.read(0, 1 << 20)
         except OSError:
@@ -159,12 +165,12 @@ def report(arguments: list[str]) -> int:
             secret = arguments[index + 1]
         elif word == "--wait":
             seconds = float(arguments[index + 1])
-    raw = b"" if secret else read_input()
+    scan, quote = scanner()
+    raw = b"" if secret else read_input(scan)
     path, spool = posix.environ.get(b"CCORCH_SOCKET"), posix.environ.get(b"CCORCH_SPOOL")
     if not path and not spool:
         return 1 if secret else 0
 
-    scan, quote = scanner()
     fields: dict[str, object] | None = {}
     if secret:
         payload = '{"secret": ' + quote(secret) + "}"
