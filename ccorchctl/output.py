@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TextIO
@@ -218,15 +218,19 @@ class Column:
     least: int = 0
     drop: int = 0
     colour: Callable[[Record], str] | None = None
+    key: bool = False
+    """What one types to get at the row: gives way only when nothing else can."""
     left: bool = False
     """Cut at the left end: of a path the last part says most."""
 
 
-def layout(natural: Sequence[int], least: Sequence[int], drop: Sequence[int], room: int) -> dict[int, int]:
+def layout(
+    natural: Sequence[int], least: Sequence[int], drop: Sequence[int], room: int, keys: Container[int] = ()
+) -> dict[int, int]:
     """Return column index → width so that all fit into *room* columns with two blanks between.
 
     First columns with a *drop* above 0 go, highest first, while even the least widths do not fit; then the widest
-    shrink.
+    shrink, those in *keys* last.
     """
     kept = list(range(len(natural)))
 
@@ -244,7 +248,8 @@ def layout(natural: Sequence[int], least: Sequence[int], drop: Sequence[int], ro
         shrinkable = [i for i in kept if least[i] and widths[i] > least[i]]
         if not shrinkable:
             break
-        widths[max(shrinkable, key=lambda i: widths[i])] -= 1
+        others = [i for i in shrinkable if i not in keys]
+        widths[max(others or shrinkable, key=lambda i: widths[i])] -= 1
     return widths
 
 
@@ -332,7 +337,8 @@ class Output:
         natural = [max([width(columns[i].title), *(width(line[i]) for line in cells)]) for i in used]
         least = [max(columns[i].least, width(columns[i].title)) if columns[i].least else 0 for i in used]
         room = self.columns if self.columns is not None else sum(natural) + 2 * len(natural)
-        widths = layout(natural, least, [columns[i].drop for i in used], room)
+        keys = [position for position, i in enumerate(used) if columns[i].key]
+        widths = layout(natural, least, [columns[i].drop for i in used], room, keys)
         shown = [(used[i], columns_wide) for i, columns_wide in widths.items()]
         title = "  ".join(pad(columns[i].title, wide, right=columns[i].right) for i, wide in shown).rstrip()
         self.line(self.paint(title, "bold"))

@@ -23,7 +23,7 @@ def _command(record: Mapping[str, Any]) -> str:
 
 
 NEEDS = (
-    Column("INSTANCE", lambda r: str(r["address"]), least=16),
+    Column("INSTANCE", lambda r: str(r["address"]), least=24, key=True),
     Column("STATE", state_text, colour=lambda r: "red" if r["state"] == State.FAILED else "yellow"),
     Column("SINCE", lambda r: age(r.get("since")), drop=2),
     Column("WHAT", doing_text, least=14, drop=1),

@@ -116,7 +116,7 @@ def cpu(record: Mapping[str, Any]) -> str:
 
 
 COLUMNS: Final = (
-    Column("INSTANCE", lambda r: str(r["address"]), least=16),
+    Column("INSTANCE", lambda r: str(r["address"]), least=24, key=True),
     Column("STATE", state_text, colour=lambda r: STATE_COLOUR.get(str(r.get("state")), "")),
     Column("SINCE", lambda r: age(r.get("since")), drop=3),
     Column("MEMORY", lambda r: against(r.get("memory_current"), _limit(r, "MemoryMax")), right=True, drop=4),

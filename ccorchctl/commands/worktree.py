@@ -39,7 +39,7 @@ def _changes_colour(row: Mapping[str, Any]) -> str:
 
 
 COLUMNS = (
-    Column("INSTANCE", lambda row: f"{row['project']}/{row['instance']}", least=16),
+    Column("INSTANCE", lambda row: f"{row['project']}/{row['instance']}", least=24, key=True),
     Column(
         "STATE",
         lambda row: str(row.get("state") or ""),
@@ -99,8 +99,8 @@ async def run_tree(context: Context) -> int:
                 [
                     f"{end if row is group[-1] else middle} {pad(one_line(str(row['instance'])), max(names))}",
                     pad(one_line(str(row.get("branch") or "")), max(branches)),
-                    f"{_distance(row):<10}  {changes(row):<11}",
-                    str(row.get("state") or ""),
+                    f"{_distance(row):<8}  {row.get('state') or '':<8}",
+                    "" if changes(row) == "clean" else changes(row),
                 ]
             )
             out.fitted(line.rstrip())

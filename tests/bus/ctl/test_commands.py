@@ -524,7 +524,7 @@ def test_status(ctl: Ctl) -> None:
     assert "● ccorchd.service: ccorchd 0.1.0" in out
     assert "9G of 16G memory free, load 0.42" in out
     assert "Not enforced: MemoryMax" in out
-    assert "the unit off" in out
+    assert "the unit is off" in out
     assert ctl("status", "-o", "json").data["pid"] == 4242
 
 

@@ -111,6 +111,7 @@ def test_layout_drops_then_shrinks() -> None:
     assert layout([10, 30], [0, 5], [0, 0], 30) == {0: 10, 1: 18}
     assert layout([10, 10, 10], [0, 0, 0], [0, 1, 2], 22) == {0: 10, 1: 10}
     assert layout([30, 20], [5, 5], [0, 0], 32) == {0: 15, 1: 15}
+    assert layout([30, 20], [5, 5], [0, 0], 42, keys=[0]) == {0: 30, 1: 10}
     assert layout([30], [0], [0], 10) == {0: 30}  # nothing may give way
 
 
