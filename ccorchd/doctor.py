@@ -140,7 +140,7 @@ class Doctor:
                 "limits",
                 "warn",
                 f"not enforced on this host: {what}",
-                "The controllers are not on cgroup v2, or not delegated to user managers: docs/user-guide.md says how to change that.",
+                "The controllers are not on cgroup v2, or not delegated to user managers; see docs/user-guide.md.",
             )
         ]
 

@@ -400,7 +400,9 @@ class Orchestrator:
 
     async def _make_worktree(self, project: ProjectRecord, record: InstanceRecord, reuse: bool) -> None:
         repository, path = Path(project.repository), Path(record.worktree)
-        commit = await self.worktrees.create(repository, path, record.branch, record.base, reuse=reuse)
+        commit = await self.worktrees.create(
+            repository, path, record.branch, record.base, reuse=reuse, environment=record.environment
+        )
         await self._changes.apply(record.id, Change(), columns={"base_commit": commit})
         await self.worktrees.include(repository, path)
 
@@ -408,13 +410,19 @@ class Orchestrator:
         """Remove row, worktree and branch of an instance that never came to be. Logs what it cannot undo."""
         try:
             await self.instances.stop(record.id, why="its creation failed")
-            if record.base_commit:
-                await self.worktrees.remove(
-                    Path(record.repository), Path(record.worktree), record.branch, record.base_commit, force=True
-                )
+            await self._take_back(record)
         except CcorchError as error:
             _log.error("%s could not be undone wholly: %s", record.address, error.message)
         await self._remove_row(record, "creation failed; undone", "ccorchd")
+
+    async def _take_back(self, record: InstanceRecord) -> None:
+        """Remove worktree and branch of an instance whose agent never ran."""
+        repository, path, branch = Path(record.repository), Path(record.worktree), _own_branch(record)
+        if record.base_commit and branch:
+            await self.worktrees.take_back(repository, path, branch, record.base_commit)
+        else:
+            # Killed in the middle of making the worktree: how far it got is not known.
+            await self.worktrees.remove(repository, path, branch, record.base_commit or record.base, force=True)
 
     async def _remove_row(self, record: InstanceRecord, message: str, actor: str) -> None:
         event = Event(
@@ -514,20 +522,14 @@ class Orchestrator:
         """
         async with self._lock(instance_id):
             record = self._by_id(instance_id)
+            repository, path, branch = Path(record.repository), Path(record.worktree), _own_branch(record)
             if not force:
-                status = await self._status(record)
-                if status.dirty:
-                    raise CcorchError(
-                        ErrorCode.WORKTREE_DIRTY,
-                        f"{record.address} has changes that are not committed, in {record.worktree}",
-                        f"Commit them, or give --force: they are kept then, under a ref. "
-                        f"Look first: ccorchctl instance diff {record.address}",
-                    )
+                await self.worktrees.check_removable(repository, path, branch)
             await self.instances.stop(instance_id, actor=actor, why="removed")
-            removed = await self.worktrees.remove(
-                Path(record.repository), Path(record.worktree), record.branch, record.base_commit, force=force
-            )
+            removed = await self.worktrees.remove(repository, path, branch, record.base_commit, force=force)
             kept = f"; its changes are kept as {removed.kept_ref}" if removed.kept_ref else ""
+            if removed.kept_folder:
+                kept += f"; files that no commit can hold are kept in {removed.kept_folder}"
             branch = "deleted, it held nothing new" if removed.branch_deleted else "stays"
             await self._remove_row(record, f"removed; branch {record.branch} {branch}{kept}", actor)
             return removed
@@ -599,7 +601,7 @@ class Orchestrator:
 
     async def _status(self, record: InstanceRecord) -> WorktreeStatus:
         return await self.worktrees.status(
-            Path(record.worktree), record.branch, record.base_commit, Path(record.repository)
+            Path(record.worktree), record.branch, record.base_commit, Path(record.repository), base=record.base
         )
 
     async def shutdown(self, *, why: str) -> None:
@@ -650,6 +652,11 @@ class Orchestrator:
 
     def _lock(self, instance_id: int) -> asyncio.Lock:
         return self._locks.setdefault(instance_id, asyncio.Lock())
+
+
+def _own_branch(record: InstanceRecord) -> str:
+    """Return the branch if ccorch made it for this instance; one that the user named is the user's to delete."""
+    return record.branch if record.branch == f"ccorch/{record.name}" else ""
 
 
 def _name_from(folder: str) -> str:

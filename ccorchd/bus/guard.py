@@ -135,7 +135,7 @@ def _program(pid: object) -> str:
 
 
 def _error(code: ErrorCode, message: str, hint: str) -> DBusError:
-    return DBusError(ERROR_PREFIX + code, pack_error(message, hint))  # type: ignore[no-untyped-call]
+    return DBusError(ERROR_PREFIX + code, pack_error(message, hint))
 
 
 Handler = Callable[..., Coroutine[Any, Any, Any]]

@@ -93,7 +93,7 @@ class Server:
         self._bus.export(path, interface)
         shown = {
             prop.name: Variant(prop.signature, values[prop.name])
-            for prop in ServiceInterface._get_properties(interface)  # type: ignore[no-untyped-call]
+            for prop in ServiceInterface._get_properties(interface)
         }
         self._bus.emit(MANAGER_PATH, _OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", path, {interface.name: shown})
 

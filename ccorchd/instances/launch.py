@@ -67,7 +67,8 @@ def launch_script(launch: Launch, setup: Sequence[str]) -> str:
             "status=$?",
             'if [ "$status" -ne 0 ]; then',
             f'  report {SETUP_FAILED} "{{\\"number\\": {number}, \\"status\\": $status}}"',
-            f"  exit {SETUP_EXIT}",
+            # tmux can lose what is written in the very moment before an exit.
+            f"  sleep 0.1; exit {SETUP_EXIT}",
             "fi",
         ]
     if setup:

@@ -17,7 +17,7 @@ from daemons import Daemon, make_repository, suffix_for
 @pytest.fixture
 def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Daemon]:
     """A running daemon of this test's own; afterwards no scope, process, socket or folder of it may be left."""
-    found = Daemon(suffix_for(request.node.name) + "x", tmp_path)
+    found = Daemon(suffix_for(request.node.name), tmp_path)
     found.start(CCORCH_INSTANCES_AGENT="demo", CCORCH_USAGE_INTERVAL="0.3")
     try:
         yield found

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import time
@@ -70,13 +71,18 @@ class Daemon:
 
     @property
     def pid(self) -> int:
+        """The daemon's PID; waits for one while systemd restarts it (kill(2) takes 0 for the whole process group)."""
+        found: int = eventually("the daemon has a process", self._main_pid)
+        return found
+
+    def _main_pid(self) -> int:
         return int(self.systemctl("show", "--value", "-p", "MainPID").stdout or 0)
 
     def kill(self) -> None:
         """SIGKILL the daemon and wait until systemd has it running again."""
         before = self.pid
         os.kill(before, 9)
-        eventually("the daemon is back", lambda: self.pid not in (0, before) and self.active)
+        eventually("the daemon is back", lambda: self._main_pid() not in (0, before) and self.active)
 
     @property
     def active(self) -> bool:
@@ -200,4 +206,4 @@ def make_repository(path: Path, files: Mapping[str, str] | None = None) -> Path:
 
 def suffix_for(name: str) -> str:
     """Make a suffix from a test's name."""
-    return re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("test_"))[:12] or "t"
+    return re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("test_"))[:9] + secrets.token_hex(3)
