@@ -102,10 +102,8 @@ def _reboot(out: Output, status: dict[str, Any]) -> str:
     if linger and enabled:
         return "instances come back (lingering on, unit enabled)"
     off = [name for name, on in (("lingering", linger), ("the unit", enabled)) if not on]
-    return out.paint(
-        f"instances stay down: {' and '.join(off)} {'is' if len(off) == 1 else 'are'} off ('ccorchctl init' turns it on)",
-        "yellow",
-    )
+    what = f"{' and '.join(off)} {'is' if len(off) == 1 else 'are'} off"
+    return out.paint(f"instances stay down: {what} ('ccorchctl init' turns it on)", "yellow")
 
 
 _MARK: Final = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}

@@ -91,7 +91,8 @@ def print_steps(context: Context, row: dict[str, Any]) -> None:
     """Print the set-up steps in full, one to a line, as they would run; control characters are shown escaped."""
     for number, step in enumerate(row.get("setup") or (), 1):
         shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(step))
-        context.out.line(f"  {number}. {shown}")
+        # In a form for machines standard output is theirs; what somebody is asked to agree to must show all the same.
+        print(f"  {number}. {shown}", file=context.out.stream if context.out.human else context.out.notes)
 
 
 async def agree(context: Context, client: Client, row: dict[str, Any]) -> bool:

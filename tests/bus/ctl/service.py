@@ -4,6 +4,8 @@
 It keeps everything in memory and remembers what it was asked; the real daemon has tests of its own.
 """
 
+# mypy: ignore-errors
+# The annotations of methods are D-Bus signatures, not types.
 # No `from __future__ import annotations` here: dbus-next reads the signatures from the annotations themselves.
 
 import asyncio

@@ -236,6 +236,8 @@ def test_create_needs_agreement_to_set_up_steps(ctl: Ctl, world: Any) -> None:
     assert result.status == 0
     assert "1. make deps" in result.out
     assert world.called("AgreeSetup") == [("h1",)]
+    world.projects[1]["setup_agreed"] = False
+    assert ctl("create", "shop/y", "--yes", "-o", "json").data["address"] == "shop/y"
 
 
 # ---------------------------------------------------------------- start, stop, restart, remove, merge

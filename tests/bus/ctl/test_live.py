@@ -109,7 +109,7 @@ def test_events_follow_without_gap_or_double(background: Callable[..., Backgroun
 def test_logs_follow_across_a_restart_of_the_daemon(
     background: Callable[..., Background], dbus_session: str, world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ccorch_test_service import Server
+    from ccorch_test_service import Server  # type: ignore[import-not-found]
 
     world.event("first", instance="shop/api")
     with Server(dbus_session, world):

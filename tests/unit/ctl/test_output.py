@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -124,9 +125,11 @@ COLUMNS = (
 ROWS = [{"name": "読む読む読む", "size": 5, "path": "/a/long/path/to"}, {"name": "b\nc", "size": 1000, "path": "/b"}]
 
 
-def shown(columns: int | None, rows: list[dict[str, object]] = ROWS, **how: bool) -> list[str]:
+def shown(
+    columns: int | None, rows: Sequence[Mapping[str, object]] = ROWS, *, full: bool = False, quiet: bool = False
+) -> list[str]:
     stream = io.StringIO()
-    Output(columns=columns, stream=stream, color=how.pop("color", False), **how).table(rows, COLUMNS, empty="Nothing.")
+    Output(columns=columns, stream=stream, color=False, full=full, quiet=quiet).table(rows, COLUMNS, empty="Nothing.")
     return stream.getvalue().splitlines()
 
 

@@ -16,6 +16,7 @@ from ccorchctl import parser
 from ccorchctl.__main__ import main
 from ccorchctl.failures import Failure, from_bus, render, usage
 from ccorchctl.times import parse_duration, parse_since
+from ccorchd import projectfile
 from ccorchd.contract import ERROR_PREFIX, EXIT_OF, ErrorCode, Exit, Naming, pack_error
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -274,7 +275,7 @@ def test_only_listed_variables_are_passed() -> None:
     }
 
 
-def test_the_template_is_valid_once_uncommented() -> None:
+def test_the_template_is_valid_once_uncommented(tmp_path: Path) -> None:
     import re
     import tomllib
 
@@ -282,6 +283,8 @@ def test_the_template_is_valid_once_uncommented() -> None:
 
     assert tomllib.loads(TEMPLATE) == {}
     settings = tomllib.loads(re.sub(r"^#(?! )", "", TEMPLATE, flags=re.M))
+    (tmp_path / ".ccorch.toml").write_text(re.sub(r"^#(?! )", "", TEMPLATE, flags=re.M))
+    assert projectfile.load(tmp_path).setup  # the daemon that reads it knows every key
     assert set(settings) == {"agent", "base", "port_variable", "setup", "environment", "instances"}
     assert settings["setup"] == {"steps": ["npm ci", "make deps"]}
     assert set(settings["instances"]["limits"]) == {"memory_max", "memory_high", "cpu_quota", "cpu_weight", "tasks_max"}
