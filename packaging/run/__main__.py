@@ -18,7 +18,6 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from machine.errors import MachineError, NotPossibleHere
-
 from run import daemon, places, requirements, team
 from run import repository as repositories
 from run.places import CHECKOUT, Here, Inside, Place, Virtual
@@ -66,15 +65,13 @@ def _prepare(place: Place, agent: str) -> None:
 
 
 def _repository() -> Path:
+    """Return the repository to work in; the sample is only made when all that a run needs is there."""
     wish = os.environ.get("REPO", "")
     if shutil.which("git") is None:
         requirements.install(["git"], say)
     if wish:
         return repositories.find(wish)
-    folder = places.data_folder() / "sample"
-    if not folder.exists():
-        say(f"sample repository: {folder}")
-    return repositories.sample(folder)
+    return places.data_folder() / "sample"
 
 
 def _place(repository: Path) -> tuple[Place, bool]:
@@ -111,6 +108,11 @@ def run() -> int:
     place, present = _place(repository)
     if not present:
         _prepare(place, agent)
+    if not os.environ.get("REPO"):
+        if not repository.exists():
+            say(f"sample repository: {repository}")
+        repositories.sample(repository)
+    if not present:
         try:
             _up(place)
         except NotPossibleHere as error:

@@ -19,7 +19,6 @@ from pathlib import Path
 from machine import nspawn, vm
 from machine.errors import MachineError, NotPossibleHere
 from machine.overlay import Bind
-
 from run import repository as repositories
 from run import requirements
 from run.problem import Problem

@@ -116,7 +116,7 @@ def install(packages: list[str], say: Callable[[str], None]) -> None:
     apt = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "--no-install-recommends"]
     done = _apt([*apt, "install", *packages])
     if done.returncode:  # the lists may be missing or old
-        lists = _apt([*apt, "update"])
+        lists = _apt([*apt, "-o", "APT::Update::Error-Mode=any", "update"])
         if lists.returncode:
             raise Problem(f"The package archive cannot be reached: {_reason(lists.stderr)}")
         done = _apt([*apt, "install", *packages])

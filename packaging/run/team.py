@@ -190,7 +190,7 @@ def _balloon(place: Place, project: str, say: Callable[[str], None]) -> None:
         time.sleep(0.3)
     else:
         raise Problem(f"{name} was not killed. See: make ctl ARGS='why {name}'")
-    say(f"  the kernel killed it: {_state(row)}")
+    say(f"  the kernel killed what it had started, {row.get('oom_kills') or 1} time(s), within its limit")
     why = daemon.ctl(place, "instance", "why", f"{project}/{name}")
     for line in why.stdout.splitlines():
         if re.search(r"memory|killed|oom", line, re.IGNORECASE):

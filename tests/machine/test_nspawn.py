@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from machine import nspawn
 from machine.errors import MachineError
 from machine.idmap import swapped

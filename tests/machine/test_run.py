@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from machine import nspawn
 from machine.nspawn import Machine
 from machine.overlay import Bind
