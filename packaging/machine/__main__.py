@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     enter = verbs.add_parser("run", help="run a command in a machine")
     enter.add_argument("name")
     enter.add_argument("--user", default="")
-    enter.add_argument("command", nargs="+")
+    enter.add_argument("command", nargs=argparse.REMAINDER)
     stop = verbs.add_parser("stop", help="shut a machine down and remove it")
     stop.add_argument("name")
     stop.add_argument("--force", action="store_true")
@@ -59,7 +59,8 @@ def main() -> int:
             binds.append(Bind(str(Path(source).resolve()), target))
         Machine.boot(arguments.name, binds=binds, user=arguments.user, network=not arguments.private_network)
     elif arguments.verb == "run":
-        return _named(arguments.name).interactive(arguments.command, user=arguments.user)
+        command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+        return _named(arguments.name).interactive(command or ["bash", "-l"], user=arguments.user)
     elif arguments.verb == "stop":
         _named(arguments.name).stop(force=arguments.force)
     else:

@@ -147,17 +147,30 @@ def fill(root: Path, spec: Spec) -> None:
 
 
 def _add_user(root: Path, spec: Spec) -> None:
+    """Make the machine's user, in place of one of that name that the host may have, and with a home of their own."""
+    for register in ("passwd", "shadow", "group", "gshadow"):
+        file = root / "etc" / register
+        if file.exists():
+            lines = file.read_text().splitlines(keepends=True)
+            file.write_text("".join(line for line in lines if not line.startswith(f"{spec.user}:")))
     home = root / "home" / spec.user
     if not home.parent.exists():
         home.parent.mkdir(mode=0o755)
+    home.mkdir(exist_ok=True)
+    _mount("-t", "tmpfs", "-o", f"mode=0755,size=50%,uid={spec.uid},gid={spec.gid}", "home", str(home))
     group = ["groupadd", "--root", str(root), "--gid", str(spec.gid), spec.user]
-    user = ["useradd", "--root", str(root), "--uid", str(spec.uid), "--gid", str(spec.gid), "--create-home"]
-    user += ["--home-dir", f"/home/{spec.user}", "--shell", "/bin/bash", "--key", "MAIL_DIR=/dev/null", spec.user]
+    user = ["useradd", "--root", str(root), "--uid", str(spec.uid), "--gid", str(spec.gid), "--no-create-home"]
+    user += ["--home-dir", f"/home/{spec.user}", "--shell", "/bin/bash", spec.user]
     for command in (group, user):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise MachineError(f"The user {spec.user} cannot be made in the machine: {done.stderr.strip()}")
-    home.chmod(0o755)
+    skeleton = root / "etc/skel"
+    if skeleton.is_dir():
+        shutil.copytree(skeleton, home, dirs_exist_ok=True, symlinks=True)
+        for folder, names, files in os.walk(home):
+            for entry in (".", *names, *files):
+                os.chown(os.path.join(folder, entry), spec.uid, spec.gid, follow_symlinks=False)
 
 
 def bind_arguments(spec: Spec, root: Path) -> list[str]:

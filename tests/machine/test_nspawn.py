@@ -196,3 +196,20 @@ def test_a_boot_that_fails_is_one_sentence_and_leaves_nothing(tmp_path: Path) ->
     with pytest.raises(MachineError, match="only folders can be bound"):
         Machine.boot(f"{NAME}-bad", binds=[str(file)])
     assert not (nspawn.BASE / f"ccorch-machine-{NAME}-bad").exists()
+
+
+@needs_machine
+def test_on_a_systemd_host_a_machine_is_a_scope_and_its_user_may_exist_there() -> None:
+    folder = str(Path(__file__).resolve().parents[2])
+    outer = Machine.boot(f"{NAME}-outer", binds=[Bind(folder, read_only=True)])
+    try:
+        program = ["/usr/bin/python3", "-B", f"{folder}/packaging/machine"]
+        outer.run([*program, "boot", "inner"], user="root", check=True)
+        assert outer.run([*program, "run", "inner", "id", "-un"], user="root", check=True).stdout == "dev\n"
+        units = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "ccorch-machine-*"]
+        assert outer.run(units, user="root").stdout.startswith("ccorch-machine-inner.scope ")
+        outer.run([*program, "stop", "inner"], user="root", check=True)
+        assert outer.run(units, user="root").stdout == ""
+        assert outer.run(["sh", "-c", "ls -d /run/ccorch-machine-*"], user="root").stdout == ""
+    finally:
+        outer.stop(force=True)
