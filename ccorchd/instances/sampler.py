@@ -8,6 +8,7 @@ message needs rights that a user may not have.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from ccorchd.model import Usage
 _PAGE = 4096
 _CROWDED = 0.3
 """Share of MemoryMax above which the processes are looked at one by one."""
+_RECENT = 10.0
+"""Seconds in which a kill that a sample has seen may still be why the agent ended."""
 
 
 @dataclass(slots=True)
@@ -27,6 +30,10 @@ class Seen:
     usage: Usage
     processes: dict[int, tuple[str, int]] = field(default_factory=dict)
     """PID to name and resident bytes."""
+    told: int = 0
+    """How many of its kills have been returned."""
+    postponed: bool = False
+    """A kill is counted, but nobody was missing yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,8 @@ class Kill:
     pid: int
     name: str
     resident: int
+    total: int = 0
+    """All kills of this scope so far."""
 
     def sentence(self, limit: int | None) -> str:
         """Say it for people."""
@@ -55,6 +64,7 @@ class Sampler:
     def __init__(self, reader: UsageReader) -> None:
         self._reader = reader
         self._seen: dict[int, Seen] = {}
+        self._kills: dict[int, tuple[float, Kill]] = {}
 
     def last(self, instance_id: int) -> Usage | None:
         """Return the newest sample, of the last run when there is no process now."""
@@ -63,25 +73,40 @@ class Sampler:
 
     def forget(self, instance_id: int) -> None:
         self._seen.pop(instance_id, None)
+        self._kills.pop(instance_id, None)
 
     def started(self, instance_id: int) -> None:
         """Drop what an earlier run used."""
         self.forget(instance_id)
 
-    def sample(self, instance_id: int, cgroup: Path, memory_max: int | None) -> Kill | None:
-        """Read *cgroup* once (a dozen small files, no fork); return what the kernel killed since the last sample."""
+    def recent_kill(self, instance_id: int) -> Kill | None:
+        """Return a kill that was returned in the last seconds: a sample may come between it and the agent's end."""
+        when, kill = self._kills.get(instance_id, (0.0, None))
+        return kill if time.monotonic() - when < _RECENT else None
+
+    def sample(self, instance_id: int, cgroup: Path, memory_max: int | None, *, final: bool = False) -> Kill | None:
+        """Read *cgroup* once (a dozen small files, no fork); return what the kernel killed since the last sample.
+
+        The kernel counts a kill before the victim has gone. Unless this sample is the *final* one, a kill of which
+        nobody is missing yet is therefore returned by the next.
+        """
         usage = self._reader.sample(cgroup)
-        before = self._seen.get(instance_id)
+        before = self._seen.get(instance_id) or Seen(usage)
         processes: dict[int, tuple[str, int]] = {}
         if memory_max and usage.memory and usage.source == "cgroup" and usage.memory > memory_max * _CROWDED:
             processes = _processes(cgroup)
-        kills = (usage.oom_kills or 0) - ((before.usage.oom_kills or 0) if before else 0)
-        if usage.oom_kills is None or kills <= 0:
-            self._seen[instance_id] = Seen(usage, processes)
+        total = usage.oom_kills or 0
+        if total <= before.told:
+            self._seen[instance_id] = Seen(usage, processes, before.told)
             return None
-        victim = _victim(before.processes if before else {}, set(members(cgroup)))
-        self._seen[instance_id] = Seen(usage, processes)
-        return Kill(kills, *victim)
+        victim = _victim(before.processes, set(members(cgroup)))
+        if not victim[0] and before.processes and not before.postponed and not final:
+            self._seen[instance_id] = Seen(usage, before.processes | processes, before.told, postponed=True)
+            return None
+        kill = Kill(total - before.told, *victim, total)
+        self._seen[instance_id] = Seen(usage, processes, total)
+        self._kills[instance_id] = time.monotonic(), kill
+        return kill
 
 
 def _processes(cgroup: Path) -> dict[int, tuple[str, int]]:

@@ -351,7 +351,9 @@ class Instances:
         if live.cgroup is None or not live.cgroup.exists():
             return None
         record = self._record(instance_id)
-        return await asyncio.to_thread(self._sampler.sample, instance_id, live.cgroup, record.limits.memory_max)
+        limit = record.limits.memory_max
+        kill = await asyncio.to_thread(self._sampler.sample, instance_id, live.cgroup, limit, final=True)
+        return kill or self._sampler.recent_kill(instance_id)
 
     async def _last_words(self, live: Live) -> tuple[int | None, int | None, str]:
         """Return exit status, signal and the last lines of the agent's screen, as far as tmux still knows."""
@@ -650,6 +652,8 @@ class Instances:
                             data={"pid": kill.pid, "name": kill.name, "resident": kill.resident, "count": kill.count},
                         ),
                         unit=live.unit,
+                        # A daemon that has just taken over counts from nothing: what was told is not told again.
+                        uid=f"oom-{instance_id}-{record.boot_id}-{record.pid}-{kill.total}",
                     )
 
     async def close(self) -> None:

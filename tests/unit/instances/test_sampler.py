@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+import pytest
 
 from ccorchd.host.usage import UsageReader
 from ccorchd.instances.sampler import Kill, Sampler
@@ -36,6 +39,36 @@ def test_kills_are_counted_once(tmp_path: Path) -> None:
     assert usage.cpu_seconds == 1.5
     sampler.forget(1)
     assert sampler.last(1) is None
+
+
+def test_victim_that_still_dies_is_named_by_the_next_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive = {os.getpid(), os.getppid()}
+    monkeypatch.setattr("ccorchd.instances.sampler.members", lambda cgroup: sorted(alive))
+    sampler = Sampler(UsageReader())
+    cgroup = group(tmp_path / "scope", 90 * MIB, 0)
+    assert sampler.sample(1, cgroup, 100 * MIB) is None
+    group(cgroup, 90 * MIB, 1)
+    assert sampler.sample(1, cgroup, 100 * MIB) is None  # counted, but nobody is missing
+    alive.remove(os.getppid())
+    kill = sampler.sample(1, cgroup, 100 * MIB)
+    assert kill is not None
+    assert (kill.count, kill.total, kill.pid) == (1, 1, os.getppid())
+    assert sampler.sample(1, cgroup, 100 * MIB) is None
+    assert sampler.recent_kill(1) == kill
+
+
+def test_final_sample_does_not_wait_for_the_victim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ccorchd.instances.sampler.members", lambda cgroup: [os.getpid()])
+    sampler = Sampler(UsageReader())
+    cgroup = group(tmp_path / "scope", 90 * MIB, 0)
+    assert sampler.sample(1, cgroup, 100 * MIB) is None
+    assert sampler.recent_kill(1) is None
+    group(cgroup, 90 * MIB, 1)
+    kill = sampler.sample(1, cgroup, 100 * MIB, final=True)
+    assert kill is not None
+    assert kill.pid == 0
+    sampler.started(1)
+    assert sampler.recent_kill(1) is None
 
 
 def test_sentences_name_what_is_known() -> None:
