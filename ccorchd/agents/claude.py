@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+from ccorchd.agents.arguments import prompt_argument
 from ccorchd.agents.base import Agent, Launch, Paths, find_program, hook_command
 from ccorchd.agents.claude_home import ClaudeHome
 from ccorchd.agents.wording import call, cut, one_line, tool_line
@@ -126,7 +127,7 @@ class ClaudeAgent(Agent):
         if model := instance.options.get("model") or self._model:
             argv += ["--model", model]
         if prompt:
-            argv += ["--", self.prompt_text(prompt)]
+            argv += ["--", prompt_argument(self.prompt_text(prompt))]
         environment = {
             **paths.hook_environment(),
             "DISABLE_AUTOUPDATER": "1",
@@ -162,7 +163,10 @@ class ClaudeAgent(Agent):
         )
 
     def prompt_text(self, text: str) -> str:
-        """Put a space before what would be a command of the shell (``!``), of its own (``/``) or a note (``#``)."""
+        """Put a space before what would be a command of the shell (``!``), of its own (``/``) or a note (``#``).
+
+        Tabs in a paste become four spaces each, which is its doing; those in a prompt to start with stay.
+        """
         return f" {text}" if text.startswith(("/", "!", "#")) else text
 
     # -- what hooks mean ---------------------------------------------------------------------------------------------

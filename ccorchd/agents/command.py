@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
+from ccorchd.agents.arguments import prompt_argument
 from ccorchd.agents.base import Agent, Launch, Paths, find_program
 from ccorchd.agents.wording import cut, one_line
 from ccorchd.contract import ErrorCode, Reason, State
@@ -37,7 +38,7 @@ class CommandAgent(Agent):
 
     def prepare(self, instance: InstanceRecord, paths: Paths, *, resume: bool, prompt: str) -> Launch:
         """A command has no session: a restart runs it once more, with the prompt it was created with."""
-        prompt = prompt or instance.prompt
+        prompt = prompt_argument(prompt or instance.prompt)
         argv = [word.replace(PLACEHOLDER, prompt) for word in _split(instance.options)]
         environment = paths.hook_environment()
         if prompt:

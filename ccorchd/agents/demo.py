@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+from ccorchd.agents.arguments import prompt_argument
 from ccorchd.agents.base import Agent, Launch, Paths, find_program
 from ccorchd.agents.wording import call, cut, one_line, tool_line
 from ccorchd.contract import ErrorCode, Reason, State
@@ -47,7 +48,7 @@ class DemoAgent(Agent):
         argv = [sys.executable or "/usr/bin/python3", "-I", str(PROGRAM)]
         argv += ["--resume" if resume else "--session-id", instance.session_id, "--name", str(instance.address)]
         if prompt:
-            argv += ["--", prompt]
+            argv += ["--", prompt_argument(prompt)]
         environment = paths.hook_environment()
         if pace := instance.options.get("pace") or os.environ.get(PACE_VARIABLE, ""):
             environment[PACE_VARIABLE] = pace

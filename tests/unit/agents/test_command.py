@@ -66,6 +66,13 @@ def test_without_prompt_there_is_no_variable(paths: Paths) -> None:
     assert "CCORCH_PROMPT" not in launch.environment
 
 
+@pytest.mark.parametrize("prompt", ["x" * 130_000, "a\0b"])
+def test_prompt_that_no_program_can_be_given(paths: Paths, prompt: str) -> None:
+    with pytest.raises(CcorchError) as caught:
+        CommandAgent().prepare(record("echo {prompt}"), paths, resume=False, prompt=prompt)
+    assert caught.value.code is ErrorCode.INVALID_ARGUMENT
+
+
 def test_restart_has_the_prompt_again(paths: Paths) -> None:
     launch = CommandAgent().prepare(record("echo {prompt}", "first"), paths, resume=True, prompt="")
     assert launch.argv == ["echo", "first"]
