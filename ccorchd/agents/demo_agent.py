@@ -112,6 +112,11 @@ class Session:
         new.replace(self._path)
 
     @property
+    def cache(self) -> Path:
+        """A folder for byte code that goes with the worktree; one in /tmp could be made by somebody else."""
+        return self._path.with_name("ccorch-demo-cache")
+
+    @property
     def said(self) -> list[str]:
         return [str(entry["prompt"]) for entry in self.prompts]
 
@@ -314,7 +319,7 @@ class DemoAgent:
                 stdout=out,
                 stderr=out,
                 process_group=0,
-                env=_environment(),
+                env=_environment(self._session.cache),
             ) as child:
                 try:
                     while child.poll() is None:
@@ -469,9 +474,8 @@ class DemoAgent:
             )
 
 
-def _environment() -> dict[str, str]:
+def _environment(cache: Path) -> dict[str, str]:
     """Commands leave no byte code in the worktree and ask nothing."""
-    cache = Path(tempfile.gettempdir()) / f"ccorch-demo-{os.getuid()}"
     return {**os.environ, "PYTHONPYCACHEPREFIX": str(cache), "GIT_TERMINAL_PROMPT": "0", "GIT_EDITOR": "true"}
 
 

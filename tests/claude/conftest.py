@@ -45,7 +45,7 @@ class Pane:
         self.api = api
         self.home = root / "home"
         repository, worktree, runtime = root / "repository", root / "worktree", root / "run"
-        for folder in (self.home, repository, runtime):
+        for folder in (self.home, repository, runtime, root / "tmp"):
             folder.mkdir()
         git(repository, "init", "-q", "-b", "main")
         (repository / "README.md").write_text("# Sample\n")
@@ -59,6 +59,7 @@ class Pane:
             "HOME": str(self.home),
             "LANG": "C.UTF-8",
             "SHELL": "/bin/sh",
+            "CLAUDE_CODE_TMPDIR": str(root / "tmp"),
             "ANTHROPIC_BASE_URL": api.url,
             "ANTHROPIC_AUTH_TOKEN": "made-up",
         }
@@ -208,8 +209,25 @@ class Pane:
         assert await self.tmux.exit_of(timeout=WAIT) == (None, 9)
         await self.tmux.kill()
 
-    async def close(self) -> None:
+    async def _end(self) -> None:
+        """End tmux and wait for Claude Code, which still writes a little when its terminal is gone."""
+        try:
+            process = os.pidfd_open(self.record.pid) if self.record.pid else -1
+        except ProcessLookupError:
+            process = -1
         await self.tmux.kill()
+        if process >= 0:
+            ended = asyncio.Event()
+            asyncio.get_running_loop().add_reader(process, ended.set)
+            try:
+                async with asyncio.timeout(WAIT):
+                    await ended.wait()
+            finally:
+                asyncio.get_running_loop().remove_reader(process)
+                os.close(process)
+
+    async def close(self) -> None:
+        await self._end()
         await self.server.close()
         self._watches.close()
         await asyncio.gather(*self._tasks)
@@ -230,7 +248,7 @@ async def pane(api: FakeApi) -> AsyncIterator[Pane]:
     program = binary()
     if program is None:
         pytest.skip("Claude Code is not there: run tests/claude/fetch.py")
-    with tempfile.TemporaryDirectory(prefix="cl", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="cl") as folder:
         pane = Pane(program, api, Path(folder).resolve())
         await pane.server.start()
         try:
