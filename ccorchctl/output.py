@@ -390,4 +390,10 @@ def _machine(key: str, value: Any) -> Any:
         return rfc3339(value) if value else None
     if key in ("pid", "port") and value == 0:
         return None
+    if key == "data" and isinstance(value, str):
+        # JSON travels over D-Bus as text; whoever asks for JSON wants no text in it that is JSON again.
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
     return value

@@ -107,10 +107,9 @@ def _hook(daemon: Daemon, record: dict[str, object], event: str, payload: str) -
 def _tool(number: int, size: int = 10) -> str:
     return json.dumps(
         {
-            "hook_event_name": "PostToolUse",
             "tool_name": "Bash",
-            "tool_input": {"command": f"marker-{number:04d}-end"},
-            "tool_response": {"stdout": "y" * size},
+            "detail": f"marker-{number:04d}-end",
+            "output": "y" * size,
             "duration_ms": 5,
         }
     )
