@@ -338,7 +338,6 @@ class Systemd:
         earlier scope of that name are cleared away; one with processes is not (``WrongState``). Raise ``HostFailed``
         when the process is dead by the end: systemd itself would keep such a scope active for ever.
         """
-        await self._make_way(unit)
         properties: dict[bytes, Any] = {
             b"Description": description.encode("utf-8", "replace"),
             b"Slice": self._naming.slice.encode(),
@@ -351,11 +350,23 @@ class Systemd:
             b"TasksAccounting": True,
             **_limit_properties(limits),
         }
-        self._results.pop(unit, None)
-        job = await self._ask(
-            f"start {unit}",
-            lambda _, manager: manager.StartTransientUnit(unit.encode(), b"fail", properties).decode(),
-        )
+
+        def start(_: Any, manager: Any) -> str:
+            self._results.pop(unit, None)
+            try:
+                return str(manager.StartTransientUnit(unit.encode(), b"fail", properties).decode())
+            except DBusBaseError as error:
+                if _error_is(error, "UnitExists"):
+                    return ""
+                raise
+
+        # Nearly always nothing is in the way, and the manager refuses a unit that it knows in any state: ask later.
+        job = await self._ask(f"start {unit}", start)
+        if not job:
+            await self._make_way(unit)
+            job = await self._ask(f"start {unit}", start)
+        if not job:
+            raise CcorchError(ErrorCode.WRONG_STATE, f"{unit} has just been started by somebody else")
         result = await self._job_result(job, unit, _START_TIMEOUT)
         if result in ("done", "") and _lives_in(pid, unit):
             self._active.add(unit)
