@@ -27,7 +27,7 @@ from ccorchd.host.systemd import Systemd
 from ccorchd.host.usage import host_memory
 from ccorchd.instances import Instances
 from ccorchd.instances.changes import Changes
-from ccorchd.instances.environment import check_project_environment, compose, from_caller
+from ccorchd.instances.environment import check_variables, compose, from_caller
 from ccorchd.limits import default_limits
 from ccorchd.model import Address, Change, Event, InstanceRecord, Limits, ProjectRecord, check_name
 from ccorchd.projectfile import ProjectFile
@@ -63,6 +63,9 @@ class Wish:
     branch: str = ""
     limits: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    """The caller's own; of it only what :func:`ccorchd.instances.environment.from_caller` lets through counts."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Variables that the caller named one by one."""
     options: Mapping[str, str] = field(default_factory=dict)
     start: bool = True
 
@@ -319,14 +322,16 @@ class Orchestrator:
                 f"{project.name} has set-up steps you have not agreed to: {'; '.join(file.asks)}",
                 f"Read them and agree: ccorchctl project agree {project.name}",
             )
-        check_project_environment(file.environment)
+        check_variables(file.environment, "the project's .ccorch.toml")
+        check_variables(wish.variables, "the option variables")
+        manager = await self._manager_env()
         async with self._create_lock:
             name = check_name(name, "an instance") if name else self._free_name(project)
-            record = await self._add_row(project, name, wish, file, actor)
+            record = await self._add_row(project, name, wish, file, manager, actor)
         try:
             await self._make_worktree(project, record, bool(wish.branch))
             if wish.start:
-                await self._launch(record.id, prompt=wish.prompt, actor=actor, why="created")
+                await self._launch(record.id, prompt=wish.prompt, actor=actor, why="created", manager=manager)
             else:
                 await self._changes.apply(
                     record.id,
@@ -341,7 +346,13 @@ class Orchestrator:
         return self._by_id(record.id)
 
     async def _add_row(
-        self, project: ProjectRecord, name: str, wish: Wish, file: ProjectFile, actor: str
+        self,
+        project: ProjectRecord,
+        name: str,
+        wish: Wish,
+        file: ProjectFile,
+        manager: Mapping[str, str],
+        actor: str,
     ) -> InstanceRecord:
         address = Address(project.name, name)
         if any(record.address == address for record in self.instances.records.values()):
@@ -356,9 +367,9 @@ class Orchestrator:
         total = host_memory()
         defaults = Limits.parse(file.limits, default_limits(self.config, total), total)
         limits = Limits.parse(dict(wish.limits), defaults, total)
-        environment = from_caller(wish.environment, self.config["agents.environment"])
+        environment = {**from_caller(wish.environment, self.config["agents.environment"]), **wish.variables}
         port = await self._free_port()
-        self.instances.agent(agent).check({**await self._manager_env(), **environment}, {**wish.options})
+        self.instances.agent(agent).check({**manager, **environment}, {**wish.options})
 
         def work(store: Store) -> tuple[InstanceRecord, Event | None]:
             record = store.add_instance(
@@ -611,7 +622,10 @@ class Orchestrator:
 
     # -- launching -------------------------------------------------------------------------------------------------
 
-    async def _launch(self, instance_id: int, *, prompt: str, actor: str, why: str) -> None:
+    async def _launch(
+        self, instance_id: int, *, prompt: str, actor: str, why: str, manager: Mapping[str, str] | None = None
+    ) -> None:
+        """Start the agent. *manager* is the user manager's environment where the caller has just asked for it."""
         record = self._by_id(instance_id)
         project = self.project_by_id(record.project_id)
         file, agreed = self.setup_of(project)
@@ -628,7 +642,7 @@ class Orchestrator:
             prompt = prompt or record.prompt
         environment = compose(
             record,
-            await self._manager_env(),
+            manager if manager is not None else await self._manager_env(),
             file.environment if agreed else {},
             port_variable=file.port_variable,
             suffix=self.naming.suffix,
