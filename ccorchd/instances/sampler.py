@@ -52,10 +52,8 @@ class Kill:
         at = f" at its limit of {limit / 1024**2:.0f} MiB" if limit else ""
         if not self.pid:
             return f"out of memory{at}: the kernel killed a process of this instance"
-        return (
-            f"out of memory{at}: the kernel killed {self.name} (PID {self.pid}, "
-            f"last seen with {self.resident / 1024**2:.0f} MiB)"
-        )
+        seen = f", last seen with {self.resident / 1024**2:.0f} MiB" if self.resident else ""
+        return f"out of memory{at}: the kernel killed {self.name} (PID {self.pid}{seen})"
 
 
 class Sampler:

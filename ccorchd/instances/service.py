@@ -7,6 +7,7 @@ import asyncio
 import logging
 import signal as signals
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -386,6 +387,8 @@ class Instances:
             reason, text, message = Reason.SETUP, live.setup_failure, f"not started: {live.setup_failure}"
         elif oom and (signal == 9 or status in (None, 137)):
             reason = Reason.OUT_OF_MEMORY
+            if kill and not kill.pid and signal == 9:  # faster than the samples, but its end says that it was the one
+                kill = replace(kill, pid=live.pid, name="its agent")
             text = kill.sentence(record.limits.memory_max) if kill else "the kernel killed it"
             message = text
         elif status is None and signal is None:

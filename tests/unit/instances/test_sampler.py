@@ -77,3 +77,4 @@ def test_sentences_name_what_is_known() -> None:
     assert "python3 (PID 4711" in named
     assert "50 MiB" in named
     assert "limit" not in Kill(1, 0, "", 0).sentence(None)
+    assert Kill(1, 4711, "its agent", 0).sentence(None).endswith("killed its agent (PID 4711)")
