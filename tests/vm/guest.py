@@ -137,7 +137,7 @@ class Guest:
 
     def events(self, address: str, *kinds: str) -> list[Record]:
         """Return the instance's events of *kinds* (all without any), oldest first."""
-        found = json.loads(self.ok("events", "--instance", address, "-n", "5000", "-o", "json"))
+        found = self.call("ListEvents", "a{sv}", "2", "instance", "s", address, "limit", "u", "5000")
         return [event for event in found if not kinds or event["kind"] in kinds]
 
     def journal(self) -> str:
