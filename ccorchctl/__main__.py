@@ -40,6 +40,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except Failure as failure:
         return _fail(failure, words)
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # what comes next must not stand behind the terminal's ^C
         return int(Exit.INTERRUPTED)
     except BrokenPipeError:
         # The reader (head, a pager) has had enough. Python would complain again when it flushes at exit.

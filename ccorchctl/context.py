@@ -97,6 +97,8 @@ class Context:
         bare name that no instance has, and a usage failure that lists the candidates when several have it.
         """
         if text and "/" in text:
+            if not all(text.partition("/")[::2]):
+                raise usage(f"{text!r} is half an address", "Write project/name; see 'ccorchctl instance list'.")
             return text
         place = await self.here()
         if not text:

@@ -121,6 +121,23 @@ def against(used: int | None, limit: str | None) -> str:
     return size(used)
 
 
+CONTROLLERS: Final = {"memory": "memory", "cpu": "CPU", "pids": "tasks"}
+"""Controllers of cgroup v2 that limits need, by the words of the limits' options."""
+
+
+def controller_words(names: Iterable[str]) -> str:
+    """Return controllers as people know them, memory first: ``memory, CPU and tasks``."""
+    names = list(names)
+    words = [word for name, word in CONTROLLERS.items() if name in names]
+    words += [clean(name) for name in names if name not in CONTROLLERS]
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def unenforced_words(status: Record) -> str:
+    """Return what no limit holds here, or "": ``memory, CPU and tasks``."""
+    return controller_words(status.get("unenforced") or ())
+
+
 def count(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
@@ -93,14 +94,30 @@ SECTIONS: Final[dict[str, str]] = {
 EPILOG: Final = "\n".join(f"{title}:\n{text}" for title, text in SECTIONS.items())
 
 
+_EXCLUSIVE: Final = re.compile(r"argument (.+): not allowed with argument (.+)")
+
+_OTHER_WAYS: Final = {
+    "ccorchctl config set": "Edit the file that 'ccorchctl config path' names, then: ccorchctl reload.",
+    "ccorchctl config edit": "Edit the file that 'ccorchctl config path' names, then: ccorchctl reload.",
+    "ccorchctl project create": "A repository becomes a project by 'ccorchctl init' or 'ccorchctl project add'.",
+}
+"""What people look for under a name that there is none of, and where it is."""
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are ours: raised, not printed; only ``__main__`` exits."""
 
     def error(self, message: str) -> NoReturn:
-        sentence = message
-        if message.startswith("the following arguments are required: VERB"):
+        sentence = message.removeprefix("argument ")
+        missing = message.removeprefix("the following arguments are required: ")
+        excluded = _EXCLUSIVE.fullmatch(message)
+        if missing == "VERB":
             sentence = f"'{self.prog}' needs a verb"
-        raise usage(sentence.rstrip(".") + "", f"See '{self.prog} --help'.")
+        elif missing != message:
+            sentence = f"'{self.prog}' needs {missing.replace(', ', ' and ')}"
+        elif excluded:
+            sentence = f"{excluded[2]} and {excluded[1]} exclude each other"
+        raise usage(sentence.rstrip("."), f"See '{self.prog} --help'.")
 
     def format_usage(self) -> str:
         """Return the usage line without the options of every command, which would be most of it."""
@@ -124,6 +141,7 @@ class Parser(argparse.ArgumentParser):
         if verbs:
             sentence = f"'{self.prog}' has no command {str(value)!r}"
             offer = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(known)}."
+            offer = _OTHER_WAYS.get(f"{self.prog} {value}", offer)
         else:
             name = "/".join(action.option_strings) or action.metavar or action.dest
             sentence = f"{str(value)!r} is no value of {name}"

@@ -137,7 +137,7 @@ class Limits:
         elif isinstance(most, int) and isinstance(high, int) and high > most:
             raise CcorchError(
                 ErrorCode.INVALID_ARGUMENT,
-                f"MemoryHigh={high} is above MemoryMax={most}",
+                f"MemoryHigh {wanted.get('MemoryHigh', high)} is above MemoryMax {wanted.get('MemoryMax', most)}",
                 "MemoryHigh throttles before MemoryMax kills: make it the smaller one.",
             )
         return cls(**values)  # type: ignore[arg-type]

@@ -331,7 +331,7 @@ class Orchestrator:
         try:
             await self._make_worktree(project, record, bool(wish.branch))
             if wish.start:
-                await self._launch(record.id, prompt=wish.prompt, actor=actor, why="created", manager=manager)
+                await self._launch(record.id, prompt=wish.prompt, actor=actor, why="started", manager=manager)
             else:
                 await self._changes.apply(
                     record.id,

@@ -73,9 +73,39 @@ async def takeover(client: Client, instance: str, *, read_only: bool = False, wi
     argv, extra = await client.attach(instance, read_only=read_only, window=window)
     environment = dict(os.environ) | extra
     # Inside another tmux the client would refuse to nest; it is a server of its own, so nesting is fine.
+    if environment.get("TMUX"):
+        await _tell_outer_tmux()
     environment.pop("TMUX", None)
     environment.pop("TMUX_PANE", None)
     return Exec(argv, environment)
+
+
+async def _tell_outer_tmux() -> None:
+    """Say in the status line of the tmux around us that Ctrl-b d would leave that one, when it has the same prefix."""
+    import asyncio
+
+    async def tmux(*words: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            "tmux",
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        said, _ = await process.communicate()
+        return said.decode(errors="replace").strip()
+
+    try:
+        async with asyncio.timeout(2):
+            if await tmux("show-options", "-gv", "prefix") == "C-b":
+                await tmux(
+                    "display-message",
+                    "-d",
+                    "8000",
+                    "This tmux is around ccorch's: leave the agent with Ctrl-b Ctrl-b d",
+                )
+    except (OSError, TimeoutError):
+        return  # a courtesy; the terminal is what was asked for
 
 
 async def run_attach(context: Context) -> Exec:
@@ -91,7 +121,8 @@ async def run_detach(context: Context) -> int:
     target = await context.target(context.options.name)
     number = await client.detach(target.object)
     if context.out.human:
-        context.out.note(f"{count(number, 'terminal')} detached from {target.address}.")
+        what = f"{count(number, 'terminal')} detached from" if number else "No terminal is attached to"
+        context.out.note(f"{what} {target.address}.")
     else:
         context.out.data({"address": target.address, "detached": number})
     return 0

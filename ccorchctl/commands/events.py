@@ -219,7 +219,8 @@ async def run_events(context: Context) -> int:
         context,
         place="instance" not in chosen,
         wanted=lambda row: (
-            is_of(row, chosen.get("instance", ""), chosen.get("project", "")) and (not kinds or row["kind"] in kinds)
+            is_of(row, chosen.get("instance", ""), chosen.get("project", ""))
+            and (row["kind"] in kinds if kinds else not of_trail(row))
         ),
         **chosen,
     )
@@ -230,6 +231,11 @@ def is_of(row: Row, instance: str, project: str = "") -> bool:
     if project and row.get("project") != project:
         return False
     return not instance or _place(row) == instance
+
+
+def of_trail(row: Row) -> bool:
+    """True when *row* belongs to the audit trail: it says once more what an event says already."""
+    return str(row["kind"]).startswith("audit.")
 
 
 AUDIT: Final = (

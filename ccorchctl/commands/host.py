@@ -9,7 +9,19 @@ from ccorchctl import __version__, prompts
 from ccorchctl.commands import Verbs
 from ccorchctl.context import Context
 from ccorchctl.failures import NO_BUS, NOT_RUNNING, Failure, printable
-from ccorchctl.output import URGENCY, Output, age, count, home, machine, one_line, size, stamp
+from ccorchctl.output import (
+    URGENCY,
+    Output,
+    age,
+    controller_words,
+    count,
+    home,
+    machine,
+    one_line,
+    size,
+    stamp,
+    unenforced_words,
+)
 from ccorchd.contract import API_VERSION, CHECK_FIELDS, ErrorCode, Exit, State
 
 
@@ -48,11 +60,13 @@ async def run_status(context: Context) -> int:
             ("Started", f"{stamp(started)} ({age(started)})" if started else ""),
             ("PID", str(status.get("pid") or "")),
             ("Deployment", str(status.get("deployment") or "")),
+            ("Needs you", out.paint(needs_line(status), "yellow")),
             ("Instances", instances_line(status)),
             ("Projects", str(status.get("projects", 0))),
             ("Host", host_line(status)),
-            ("Limits", ", ".join(status.get("enforced") or ())),
+            ("Limits", _enforced(status)),
             ("Not enforced", _unenforced(out, status)),
+            ("Estimated", estimated(status)),
             ("Reboot", _reboot(out, status)),
             ("Slice", str(status.get("slice") or "")),
             ("Settings", home(str(status.get("config_dir") or ""))),
@@ -90,9 +104,30 @@ def host_line(status: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def needs_line(status: dict[str, Any]) -> str:
+    """Return ``2 instances, see 'ccorchctl'``, or "" when nobody waits for a person."""
+    states: dict[str, int] = status.get("states") or {}
+    number = sum(states.get(state, 0) for state in (State.WAITING, State.FAILED))
+    return f"{count(number, 'instance')}; 'ccorchctl' shows which, and what to type" if number else ""
+
+
+def _enforced(status: dict[str, Any]) -> str:
+    words = controller_words(status.get("enforced") or ())
+    return f"{words}: the kernel enforces them" if words else ""
+
+
 def _unenforced(out: Output, status: dict[str, Any]) -> str:
+    words = unenforced_words(status)
+    return (
+        out.paint(f"{words}: this host gives its users no such limits ('ccorchctl doctor')", "yellow") if words else ""
+    )
+
+
+def estimated(status: dict[str, Any]) -> str:
+    """Return which figures are no accounts of the kernel's here, and where they come from; "" where all are."""
     missing = status.get("unenforced") or ()
-    return out.paint(f"{', '.join(missing)} (see 'ccorchctl doctor')", "yellow") if missing else ""
+    words = controller_words(name for name in ("memory", "pids") if name in missing)
+    return f"{words}, added up from the processes at each sample" if words else ""
 
 
 def _reboot(out: Output, status: dict[str, Any]) -> str:
@@ -159,10 +194,13 @@ async def run_shutdown(context: Context) -> int:
     question = f"Stop {count(len(running), 'running instance')} and the daemon?" if running else "Stop the daemon?"
     prompts.require(question, yes=context.options.yes)
     await client.shutdown()
-    context.out.note(
-        f"{count(len(running), 'instance')} stopped, the daemon too. "
-        "Work stays in the worktrees; 'ccorchctl start --all' goes on with it."
-    )
+    if running:
+        context.out.note(
+            f"{count(len(running), 'instance')} stopped, the daemon too. "
+            "Work stays in the worktrees; 'ccorchctl start --all' goes on with it."
+        )
+    else:
+        context.out.note("The daemon has stopped; the next command that needs it starts it again.")
     return 0
 
 

@@ -11,9 +11,8 @@ from ccorchctl import prompts
 from ccorchctl.commands import Verbs, project
 from ccorchctl.commands.host import print_checks
 from ccorchctl.context import Context
-from ccorchctl.failures import Failure, usage
 from ccorchctl.output import count, home, machine, one_line
-from ccorchd.contract import CHECK_FIELDS, PROJECT_FIELDS, ErrorCode
+from ccorchd.contract import CHECK_FIELDS, PROJECT_FIELDS
 
 if TYPE_CHECKING:
     from ccorchctl.client import Client
@@ -86,7 +85,7 @@ async def run_init(context: Context) -> int:
     elif row.get("setup") and not row.get("setup_agreed"):
         context.out.note(f"Next: ccorchctl project agree {name}")
     else:
-        context.out.note('Next: ccorchctl try "what should be done"')
+        context.out.note(f"Next: {try_command(checks, await _default_agent(client))}")
     return 0
 
 
@@ -98,24 +97,12 @@ async def initialise(
     Returns the project's record, doctor's findings, what was turned on, and the file that was written (or None).
     """
     out = context.out
-    folder = _folder(path)
-    row = await client.find_project(folder)
-    if row is not None:
-        if name and row["name"] != name:
-            raise Failure(
-                ErrorCode.PROJECT_EXISTS,
-                f"{home(str(row['repository']))} is the project {row['name']} already; projects are never renamed",
-            )
-        row = await client.project(str(row["name"]))
-        out.note(f"Project {row['name']}: {home(str(row['repository']))} (registered already)")
-    else:
-        created = await client.register_project(folder, name)
-        row = next(record for record in await client.projects() if record["object"] == created)
-        out.note(f"Project {row['name']}: {home(str(row['repository']))}")
+    row, known = await project.register(context, client, project.folder(path), name)
+    out.note(f"Project {row['name']}: {home(str(row['repository']))}{' (registered already)' if known else ''}")
     wrote = _write_template(context, Path(str(row["repository"])))
     changes = await client.prepare_host()
     for sentence in changes:
-        out.note(one_line(sentence))
+        out.note(_sentence(sentence))
     checks = await client.doctor()
     if out.human:
         print_checks(out, checks, only_trouble=True)
@@ -126,11 +113,22 @@ async def initialise(
     return row, checks, changes, wrote
 
 
-def _folder(path: str) -> str:
-    folder = os.path.abspath(os.path.expanduser(path))
-    if not os.path.isdir(folder):
-        raise usage(f"{folder!r} is no folder")
-    return folder
+def _sentence(text: str) -> str:
+    text = one_line(text)
+    return text[:1].upper() + text[1:]
+
+
+def try_command(checks: list[dict[str, Any]], default: str) -> str:
+    """Return the command that a newcomer can type next: with the demo where the *default* agent would not run."""
+    lacking = {str(check["name"]) for check in checks if check.get("result") != "ok"}
+    choice = "--agent demo " if f"agent {default}" in lacking and "agent demo" not in lacking else ""
+    return f'ccorchctl try {choice}"what should be done"'
+
+
+async def _default_agent(client: Client) -> str:
+    return next((str(row["value"]) for row in await client.settings() if row["key"] == "instances.agent"), "").strip(
+        '"'
+    )
 
 
 def _write_template(context: Context, repository: Path) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 from ccorchctl.commands.host import host_line, instances_line
 from ccorchctl.commands.view import COLUMNS, in_order
 from ccorchctl.context import Context
-from ccorchctl.output import Column, age, count, doing_text, machine, size, state_text
+from ccorchctl.output import Column, age, count, doing_text, machine, size, state_text, unenforced_words
 from ccorchd.contract import INSTANCE_FIELDS, PROJECT_FIELDS, State
 
 MOST = 12
@@ -64,7 +64,7 @@ async def run(context: Context) -> int:
             ("Instances", instances_line(status) if records else ""),
             ("They use", _usage(records)),
             ("Host", host_line(status)),
-            ("Not enforced here", ", ".join(status.get("unenforced") or ())),
+            ("Not enforced", _unenforced(status)),
         ]
     )
     out.line()
@@ -88,6 +88,11 @@ def _usage(records: list[dict[str, Any]]) -> str:
     tasks = sum(int(r.get("tasks_current") or 0) for r in known)
     estimate = " (estimated)" if any(r.get("measured") == "processes" for r in known) else ""
     return f"{size(sum(int(r['memory_current']) for r in known))} memory{estimate}, {count(tasks, 'task')}"
+
+
+def _unenforced(status: Mapping[str, Any]) -> str:
+    words = unenforced_words(dict(status))
+    return f"limits of {words} ('ccorchctl doctor' says why)" if words else ""
 
 
 async def _next(

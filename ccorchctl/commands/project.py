@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from ccorchctl import prompts
 from ccorchctl.commands import Verbs
 from ccorchctl.context import Context
-from ccorchctl.failures import Failure
+from ccorchctl.failures import Failure, usage
 from ccorchctl.output import Column, age, clean, home, machine, stamp
 from ccorchd.contract import PROJECT_FIELDS, ErrorCode
 
@@ -17,8 +18,18 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Verbs) -> None:
-    noun = verbs.noun("project", "show and remove projects, agree to their set-up steps", example="project list")
+    noun = verbs.noun("project", "add, show and remove projects, agree to their set-up steps", example="project list")
     noun.verb("list", run_list, "list projects", example="project list")
+    parser = noun.verb(
+        "add",
+        run_add,
+        "register a git repository as a project, and do nothing else",
+        example="project add ~/src/shop --name shop",
+        description="Register a git repository as a project, and do nothing else: no file is written, nothing is turned "
+        "on. 'ccorchctl init' does the rest, now or later.",
+    )
+    parser.add_argument("path", metavar="PATH", help="the repository, or a folder in it")
+    parser.add_argument("--name", metavar="NAME", help="name of the project (default: the folder's)")
     here = "name of the project (default: the one of this folder)"
     parser = noun.verb("show", run_show, "show a project: repository and set-up steps", example="project show shop")
     parser.add_argument("name", metavar="PROJECT", nargs="?", help=here)
@@ -61,6 +72,44 @@ async def run_list(context: Context) -> int:
         context.out.table(rows, COLUMNS, empty="No projects. In a git repository: ccorchctl init")
     else:
         context.out.data([machine(row, PROJECT_FIELDS) for row in rows])
+    return 0
+
+
+def folder(path: str) -> str:
+    """Return *path* as an absolute path; raise a usage failure if it is no folder."""
+    found = os.path.abspath(os.path.expanduser(path))
+    if not os.path.isdir(found):
+        raise usage(f"{found!r} is no folder")
+    return found
+
+
+async def register(context: Context, client: Client, path: str, name: str) -> tuple[dict[str, Any], bool]:
+    """Return the record of the project that *path* belongs to, registered now if it was not, and whether it was.
+
+    Raises ``ProjectExists`` when it is one of another name than *name* ("": any).
+    """
+    row = await client.find_project(path)
+    if row is None:
+        created = await client.register_project(path, name)
+        return next(record for record in await client.projects() if record["object"] == created), False
+    if name and row["name"] != name:
+        raise Failure(
+            ErrorCode.PROJECT_EXISTS,
+            f"{home(str(row['repository']))} is the project {row['name']} already; projects are never renamed",
+            "Once it has no instances, 'ccorchctl project remove' forgets it; then add it under the other name.",
+        )
+    return await client.project(str(row["name"])), True
+
+
+async def run_add(context: Context) -> int:
+    path = folder(context.options.path)
+    row, known = await register(context, await context.client(), path, context.options.name or "")
+    if not context.out.human:
+        context.out.data(machine(row, PROJECT_FIELDS))
+        return 0
+    context.out.note(f"Project {row['name']}: {home(str(row['repository']))}{' (registered already)' if known else ''}")
+    if row.get("setup") and not row.get("setup_agreed"):
+        context.out.note(f"Next: ccorchctl project agree {row['name']}")
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ccorchctl.commands import Verbs
-from ccorchctl.commands.events import ALL, Journal, add_range, is_of, read, show
+from ccorchctl.commands.events import ALL, Journal, add_range, is_of, of_trail, read, show
 from ccorchctl.context import Context
 from ccorchctl.failures import Failure
 from ccorchctl.output import (
@@ -28,6 +28,7 @@ from ccorchctl.output import (
     size,
     stamp,
     state_text,
+    unenforced_words,
 )
 from ccorchd.contract import EVENT_FIELDS, INSTANCE_FIELDS, LIMITS, ErrorCode, State
 
@@ -157,7 +158,8 @@ async def run_show(context: Context) -> int:
     since = record.get("since")
     dot = "●" if out.encodes("●") else "*"
     out.line(f"{out.state(record, dot)} {out.paint(target.address, 'bold')}")
-    estimate = " (estimate: no such controller here)" if record.get("measured") == "processes" else ""
+    estimate = " (added up from its processes)" if record.get("measured") == "processes" else ""
+    unenforced = unenforced_words(await client.status())
     out.fields(
         [
             ("State", out.state(record) + (f" since {stamp(since)} ({age(since)})" if since else "")),
@@ -177,6 +179,7 @@ async def run_show(context: Context) -> int:
             ("OOM kills", str(record["oom_kills"]) if record.get("oom_kills") else ""),
             ("Pressure", _pressure(record)),
             ("Limits", ", ".join(f"{key} {_limit_words(record, key)}" for key in LIMITS if _limit(record, key))),
+            ("Not enforced", out.paint(f"{unenforced} (see 'ccorchctl doctor')", "yellow") if unenforced else ""),
             ("Created", f"{stamp(record['created'])} ({age(record['created'])})" if record.get("created") else ""),
             ("Restarts", str(record.get("restarts", 0))),
         ]
@@ -299,7 +302,9 @@ async def _known(context: Context, address: str) -> dict[str, Any] | None:
 async def run_logs(context: Context) -> int:
     address = await context.address(context.options.name)
     await _known(context, address)
-    return await show(context, place=False, wanted=lambda row: is_of(row, address), instance=address)
+    return await show(
+        context, place=False, wanted=lambda row: is_of(row, address) and not of_trail(row), instance=address
+    )
 
 
 async def run_why(context: Context) -> int:

@@ -273,12 +273,12 @@ class Store:
         before: int | None = None,
         limit: int = 1000,
         newest_first: bool = False,
-        audit: bool = False,
+        audit: bool | None = None,
     ) -> list[Event]:
         """Return at most *limit* events that meet all conditions, by id.
 
         *after* and *before* are ids, not included. *address* finds also what is told of removed instances of that name.
-        *audit* gives the audit trail alone.
+        *audit* True gives the audit trail alone, False all but it.
         """
         row = models.Event
         conditions: list[Any] = []
@@ -290,9 +290,10 @@ class Store:
             conditions += [row.project == address.project, row.instance == address.name]
         if kinds is not None:
             conditions.append(row.kind.in_(list(kinds)))
-        if audit:
+        if audit is not None:
             # "/" follows "." in ASCII: all kinds that start with "audit.", in a form that an index can serve.
-            conditions.append((row.kind == AUDIT) | ((row.kind > f"{AUDIT}.") & (row.kind < f"{AUDIT}/")))
+            trail = (row.kind == AUDIT) | ((row.kind > f"{AUDIT}.") & (row.kind < f"{AUDIT}/"))
+            conditions.append(trail if audit else ~trail)
         if after:
             conditions.append(row.id > after)
         if before is not None:

@@ -87,17 +87,7 @@ def register(place: Place) -> str:
 
     ``ccorchctl init`` would write .ccorch.toml and turn on lingering: not for a trial to do in somebody's repository.
     """
-    path = place.repository
-    call = ["busctl", "--user", "--quiet", "call", BUS_NAME, "/org/ccorch1", "org.ccorch1.Manager", "RegisterProject"]
-    known = {row["repository"]: row["name"] for row in answer(place, "project", "list")}
-    if path not in known:
-        done = place.run([*call, "sa{sv}", path, "0"])
-        if done.returncode:
-            raise Problem(f"{path} cannot be registered: {done.stderr.strip()}")
-        known = {row["repository"]: row["name"] for row in answer(place, "project", "list")}
-    if path not in known:
-        raise Problem(f"{path} was registered as another folder: {', '.join(known)}.")
-    return str(known[path])
+    return str(answer(place, "project", "add", place.repository)["name"])
 
 
 def main_pid(place: Place) -> int:
