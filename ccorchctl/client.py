@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fnmatch
 import os
 import stat
 import warnings
@@ -45,24 +46,15 @@ _BUS_PATH: Final = "/org/freedesktop/DBus"
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
 
-_PASSED: Final = frozenset(
-    (
-        *("PATH", "LANG", "LANGUAGE", "TZ", "TERM", "COLORTERM", "EDITOR", "VISUAL", "PAGER", "SHELL"),
-        *("SSH_AUTH_SOCK", "GPG_TTY", "GNUPGHOME"),
-        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy"),
-        *("SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE"),
-    )
-)
 
-
-def caller_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what of the caller's *environment* an agent should see: an allowlist, so that no token slips through.
+def caller_environment(environment: Mapping[str, str], patterns: Iterable[str]) -> dict[str, str]:
+    """Return what of the caller's *environment* matches *patterns* (fnmatch(3)), so that no token slips through.
 
     Values that are not UTF-8 are left out; D-Bus cannot carry them.
     """
     passed: dict[str, str] = {}
     for name, value in environment.items():
-        if name in _PASSED or name.startswith("LC_"):
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
             with contextlib.suppress(UnicodeEncodeError):
                 value.encode()
                 passed[name] = value
@@ -328,6 +320,10 @@ class Client:
             raise
         return dict(record) or None
 
+    async def environment(self) -> dict[str, str]:
+        """Return of this process' environment what the daemon takes for agents (its property CallerVariables)."""
+        return caller_environment(os.environ, (await self.properties()).get("CallerVariables", []))
+
     async def create_instance(
         self,
         project: str,
@@ -339,6 +335,7 @@ class Client:
         branch: str = "",
         limits: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
         options: Mapping[str, str] | None = None,
         start: bool = True,
     ) -> str:
@@ -347,7 +344,12 @@ class Client:
         for key, text in (("agent", agent), ("prompt", prompt), ("base", base), ("branch", branch)):
             if text:
                 given[key] = Variant("s", text)
-        for key, table in (("limits", limits), ("environment", environment), ("options", options)):
+        for key, table in (
+            ("limits", limits),
+            ("environment", environment),
+            ("variables", variables),
+            ("options", options),
+        ):
             if table:
                 given[key] = Variant("a{ss}", dict(table))
         return str(await self._manager("CreateInstance", "ssa{sv}", project, name, given, timeout=LONG))

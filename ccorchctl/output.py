@@ -324,6 +324,12 @@ class Output:
         room = None if self.columns is None else self.columns - indent
         self.line(" " * indent + (text if room is None else cut(text, room, self.ellipsis)))
 
+    def wrapped(self, text: str, *, indent: int) -> list[str]:
+        """Return *text* as lines that fit behind *indent* columns; a word that is too long (a path) stays whole."""
+        if self.columns is None or width(text) <= self.columns - indent:
+            return [text]
+        return textwrap.wrap(text, max(20, self.columns - indent), break_long_words=False, break_on_hyphens=False)
+
     def note(self, text: str) -> None:
         """Say something beside the result: on standard output for people, nowhere with --quiet or a machine's form."""
         if self.human and not self.quiet:

@@ -53,16 +53,17 @@ Without a command it shows one screen: who needs you, who works on what, and wha
 
 SECTIONS: Final[dict[str, str]] = {
     "addresses": """\
-  An instance is written project/name; inside the project's checkout or a worktree just the name will do.
-  Verbs of instances work without their noun ('ccorchctl attach api'), plurals do too ('ccorchctl instances').
+  An instance is written project/name; inside the project's checkout or a
+  worktree just the name will do. Verbs of instances work without their noun
+  ('ccorchctl attach api'), plurals do too ('ccorchctl instances').
 """,
     "examples": """\
-  ccorchctl init                                  make this repository a project
-  ccorchctl try "add a test for the parser"       one agent, attached; afterwards keep, merge or discard
-  ccorchctl create api --prompt "write the API"   an agent in the background
-  ccorchctl list                                  who does what
-  ccorchctl attach api                            its terminal; leave with Ctrl-b d
-  ccorchctl why api                               its story, and where the journal has more
+  ccorchctl init                           make this repository a project
+  ccorchctl try "test the parser"          one agent; then keep, merge, discard
+  ccorchctl create api -p "write the API"  an agent in the background
+  ccorchctl list                           who does what
+  ccorchctl attach api                     its terminal; leave with Ctrl-b d
+  ccorchctl why api                        its story, and where there is more
 """,
     "exit status": """\
   0  done                          4  no such project or instance
@@ -72,21 +73,23 @@ SECTIONS: Final[dict[str, str]] = {
   130  interrupted
 """,
     "environment": """\
-  CCORCH_SUFFIX             use a separate installation, for trial runs (as ccorch_SUFFIX)
+  CCORCH_SUFFIX             a separate installation, for trial runs
   NO_COLOR                  no colours, whatever the terminal can do
-  DBUS_SESSION_BUS_ADDRESS  the bus; without it the socket in XDG_RUNTIME_DIR is used
+  DBUS_SESSION_BUS_ADDRESS  the bus; without it, the socket in XDG_RUNTIME_DIR
   CCORCH_DEBUG              show the trace of an unexpected error
-  PATH, LANG, LC_*, TZ, TERM, EDITOR, SHELL, SSH_AUTH_SOCK, GPG_TTY, *_PROXY and the like are passed to the agents
-  that 'create', 'start', 'restart' and 'try' start.
+  'create', 'start', 'restart' and 'try' pass your PATH, LANG, LC_*, TZ, EDITOR,
+  SHELL, SSH_AUTH_SOCK, *_PROXY and the like on to the agents that they start;
+  the setting agents.environment names more.
 """,
     "files": """\
-  .ccorch.toml                        a project's own settings: set-up steps, environment, limits
-  ~/.config/ccorch/ccorchd.toml       settings of the daemon (see 'ccorchctl config default')
-  ~/.local/share/ccorch/              worktrees
-  ~/.local/state/ccorch/              the daemon's database
+  .ccorch.toml                   a project's set-up steps, environment, limits
+  ~/.config/ccorch/ccorchd.toml  the daemon's settings ('ccorchctl config path')
+  ~/.local/share/ccorch/         worktrees
+  ~/.local/state/ccorch/         the daemon's database
 """,
     "see also": """\
-  ccorchd(8), systemctl(1), journalctl(1), tmux(1), git-worktree(1), systemd.resource-control(5)
+  ccorch(7), ccorchd(8), ccorchd.toml(5), systemctl(1), journalctl(1), tmux(1),
+  git-worktree(1), systemd.resource-control(5)
 """,
 }
 """Sections of the help's end, and of the manual page after its options: title and text, indented by two."""
@@ -204,7 +207,7 @@ def build(*, everywhere: bool = False) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _common(parser, top=True, show=True)
-    parser.add_argument("--version", action="version", version=f"ccorchctl {__version__}")
+    parser.add_argument("--version", action="version", version=f"ccorchctl {__version__}", help="print the version")
     parser.set_defaults(run=overview.run)
     actions = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
 

@@ -118,9 +118,7 @@ def _enforced(status: dict[str, Any]) -> str:
 
 def _unenforced(out: Output, status: dict[str, Any]) -> str:
     words = unenforced_words(status)
-    return (
-        out.paint(f"{words}: this host gives its users no such limits ('ccorchctl doctor')", "yellow") if words else ""
-    )
+    return out.paint(f"{words} ('ccorchctl doctor' says why)", "yellow") if words else ""
 
 
 def estimated(status: dict[str, Any]) -> str:
@@ -151,9 +149,13 @@ def print_checks(out: Output, checks: list[dict[str, Any]], *, only_trouble: boo
     for check in shown:
         word, colour = _MARK.get(str(check.get("result")), (str(check.get("result")), ""))
         mark = out.paint(f"{word:<4}", colour)
-        out.line(f"{mark}  {printable(str(check['name'])):<{widest}}  {one_line(str(check.get('message', '')))}")
+        head = f"{mark}  {printable(str(check['name'])):<{widest}}  "
+        told = out.wrapped(one_line(str(check.get("message", ""))), indent=widest + 8)
         if check.get("hint") and check.get("result") != "ok":
-            out.line(f"{'':<6}{'':<{widest}}  {one_line(str(check['hint']))}")
+            told += out.wrapped(one_line(str(check["hint"])), indent=widest + 8)
+        for line in told:
+            out.line(head + line)
+            head = " " * (widest + 8)
     if only_trouble and len(shown) < len(checks):
         out.note(f"{count(len(checks) - len(shown), 'check')} of this machine passed.")
 

@@ -199,8 +199,6 @@ async def create(
 
 
 async def run_create(context: Context) -> int | Exec:
-    from ccorchctl.client import caller_environment
-
     options = context.options
     project_name, slash, name = (options.name or "").rpartition("/")
     if slash and options.project and options.project != project_name:
@@ -209,7 +207,7 @@ async def run_create(context: Context) -> int | Exec:
         raise usage("--attach and --no-start exclude each other")
     if options.attach:
         attach.need_terminal()
-    environment = caller_environment(os.environ) | _table(options.env, "--env", own=True)
+    variables = _table(options.env, "--env", own=True)
     details = _table(options.option, "--option", own=False)
     prompt = given_text(options.prompt)
     client = await context.client()
@@ -223,7 +221,8 @@ async def run_create(context: Context) -> int | Exec:
         base=options.base or "",
         branch=options.branch or "",
         limits={key: value for _, key, _, _ in _LIMIT_OPTIONS if (value := getattr(options, key)) is not None},
-        environment=environment,
+        environment=await client.environment(),
+        variables=variables,
         options=details,
         start=not options.no_start,
     )
@@ -254,10 +253,9 @@ async def _targets(context: Context) -> list[Target]:
 
 
 async def run_start(context: Context) -> int:
-    from ccorchctl.client import caller_environment
-
-    environment, prompt = caller_environment(os.environ), given_text(context.options.prompt)
+    prompt = given_text(context.options.prompt)
     client = await context.client()
+    environment = await client.environment()
     targets = await _targets(context)
     if context.options.all:  # those that run already are no error then
         records = {str(record["object"]): record for record in await client.instances()}
@@ -287,10 +285,8 @@ async def run_stop(context: Context) -> int:
 
 
 async def run_restart(context: Context) -> int:
-    from ccorchctl.client import caller_environment
-
-    environment = caller_environment(os.environ)
     client = await context.client()
+    environment = await client.environment()
 
     async def work(target: Target) -> str:
         await client.restart(target.object, environment=environment)
@@ -334,9 +330,9 @@ def removed_text(address: str, result: dict[str, Any]) -> str:
     if not branch:
         fate = ""
     elif result.get("branch_deleted"):
-        fate = f" Branch {branch} held no work of its own and went with it."
+        fate = f" Branch {branch} held nothing that is not merged, and went with it."
     else:
-        fate = f" Branch {branch} stays."
+        fate = f" Branch {branch} stays: its work is merged nowhere (git branch -D {branch} would delete it)."
     kept = f" What was not committed is kept: git show {result['kept_ref']}" if result.get("kept_ref") else ""
     return f"{address} removed.{fate}{kept}"
 

@@ -25,8 +25,8 @@ def add(verbs: Verbs) -> None:
         run_add,
         "register a git repository as a project, and do nothing else",
         example="project add ~/src/shop --name shop",
-        description="Register a git repository as a project, and do nothing else: no file is written, nothing is turned "
-        "on. 'ccorchctl init' does the rest, now or later.",
+        description="Register a git repository as a project, and do nothing else: no file is written, nothing is "
+        "turned on. 'ccorchctl init' does the rest, now or later.",
     )
     parser.add_argument("path", metavar="PATH", help="the repository, or a folder in it")
     parser.add_argument("--name", metavar="NAME", help="name of the project (default: the folder's)")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -28,7 +27,7 @@ _SHOWN: Final = 20
 CHOICES: Final = {
     "keep": "leave branch, worktree and agent as they are",
     "merge": "merge the branch into your checkout, then remove the instance",
-    "discard": "stop the agent and remove its worktree",
+    "discard": "stop the agent and remove its worktree; a branch with commits stays",
 }
 
 
@@ -58,8 +57,6 @@ def add(verbs: Verbs) -> None:
 async def run_try(context: Context) -> int:
     import asyncio
 
-    from ccorchctl.client import caller_environment
-
     options, out = context.options, context.out
     prompt = given_text(" ".join(options.prompt))
     if not prompt.strip():
@@ -80,7 +77,7 @@ async def run_try(context: Context) -> int:
         "",
         agent=options.agent or "",
         prompt=prompt,
-        environment=caller_environment(os.environ),
+        environment=await client.environment(),
     )
     target = Target(str(record["address"]), path)
     out.note(f"{target.address} started: branch {record.get('branch', '')} in {home(str(record.get('worktree', '')))}")
@@ -89,7 +86,7 @@ async def run_try(context: Context) -> int:
     else:
         try:
             async with asyncio.timeout(options.timeout):
-                await settle(context, client, [target], SETTLED)
+                await settle(context, client, [target], SETTLED, say=False)
         except TimeoutError:
             raise Failure(
                 ErrorCode.TIMEOUT,
@@ -101,7 +98,8 @@ async def run_try(context: Context) -> int:
     stat = await client.diff(target.object, stat=True)
     if out.human:
         _summary(context, target, record, commits, stat)
-    decision = options.decision or ("keep" if not attached else _ask(record, commits, stat))
+    asks = out.human and prompts.interactive() and sys.stdout.isatty()
+    decision = options.decision or (_ask(target, record, commits, stat) if asks else "keep")
     outcome = await _DECIDED[decision](context, client, target, record, commits)
     if not out.human:
         out.data(
@@ -154,12 +152,16 @@ def _summary(
         out.line("No changes.")
 
 
-def _ask(record: dict[str, Any], commits: list[tuple[str, str]], stat: str) -> str:
+def _ask(target: Target, record: dict[str, Any], commits: list[tuple[str, str]], stat: str) -> str:
     if not commits and not stat.strip() and State(str(record["state"])).running:
         question = "It has changed nothing yet. What now?"
     else:
         question = "What shall become of it?"
-    return prompts.choose(question, CHOICES, default="keep")
+    try:
+        return prompts.choose(question, CHOICES, default="keep")
+    except KeyboardInterrupt:
+        print(f"\n{target.address} is as it was. See 'ccorchctl show {target.address}'.", end="", file=sys.stderr)
+        raise
 
 
 async def _keep(context: Context, _client: Client, target: Target, record: dict[str, Any], _: object) -> str:

@@ -164,7 +164,7 @@ async def run_show(context: Context) -> int:
         [
             ("State", out.state(record) + (f" since {stamp(since)} ({age(since)})" if since else "")),
             ("Why", one_line(str(record.get("reason_text") or ""))),
-            ("Doing", one_line(str(record.get("doing") or ""))),
+            ("Doing", _doing(record)),
             ("Prompt", out_cut(context, one_line(str(record.get("prompt") or "")))),
             ("Agent", clean(str(record.get("agent") or ""))),
             ("Session", clean(str(record.get("session_id") or ""))),
@@ -185,6 +185,11 @@ async def run_show(context: Context) -> int:
         ]
     )
     return 0
+
+
+def _doing(record: Mapping[str, Any]) -> str:
+    """Return what it does; of one that waits or has ended that would be what it did before."""
+    return one_line(str(record.get("doing") or "")) if record["state"] in (State.WORKING, State.STARTING) else ""
 
 
 def out_cut(context: Context, text: str) -> str:
@@ -323,7 +328,7 @@ async def run_why(context: Context) -> int:
         out.line(f"{address} has been removed.")
     else:
         text = one_line(doing_text(record))
-        ago = f", since {age(record['since'])}".replace("since just", "just") if record.get("since") else ""
+        ago = f" ({age(record['since'])})" if record.get("since") else ""
         out.line(f"{out.paint(address, 'bold')} is {out.state(record)}{ago}{f': {text}' if text else ''}")
     out.line()
     journal = Journal(out, place=False)

@@ -63,6 +63,8 @@ class Agent(ABC):
     """tmux key names that make it stop what it does and wait for a prompt."""
     takes_prompts: ClassVar[bool] = False
     """True if text that is pasted into its pane, with Enter, is a prompt."""
+    secrets: ClassVar[tuple[str, ...]] = ()
+    """Names of the secrets that an instance of this kind may ask for over its socket."""
     confirms_prompts: ClassVar[bool] = False
     """True if a report follows each prompt (:attr:`Change.prompt_confirmed`), so that delivery can be made sure of."""
 

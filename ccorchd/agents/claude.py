@@ -68,6 +68,7 @@ class ClaudeAgent(Agent):
 
     kind: ClassVar[str] = "claude"
     interrupt_keys: ClassVar[tuple[str, ...]] = ("Escape",)
+    secrets: ClassVar[tuple[str, ...]] = (API_KEY_SECRET,)
     takes_prompts: ClassVar[bool] = True
     confirms_prompts: ClassVar[bool] = True
 

@@ -92,7 +92,7 @@ class Guard:
     async def audit(self, member: str, subject: str, arguments: tuple[object, ...], actor: str, outcome: str) -> None:
         """Add a call of a mutating method to the trail. *outcome* is empty for success."""
         shown = arguments[:1] if member in SECRET_METHODS else arguments
-        text = json.dumps([plain(argument) for argument in shown], ensure_ascii=False)
+        text = json.dumps([_shown(plain(argument)) for argument in shown], ensure_ascii=False)
         if len(text) > _ARGUMENT_LIMIT:
             text = text[: _ARGUMENT_LIMIT - 1] + "…"
         project, _, instance = subject.partition("/")
@@ -125,6 +125,13 @@ class Guard:
             _, late = await asyncio.wait(others, timeout=timeout)
             for task in late:
                 task.cancel()
+
+
+def _shown(argument: Any) -> Any:
+    """Return an argument for the trail: of environments only the names, their values are nobody's business."""
+    if not isinstance(argument, dict):
+        return argument
+    return {key: sorted(value) if key in ("environment", "variables") else value for key, value in argument.items()}
 
 
 def _program(pid: object) -> str:
@@ -222,7 +229,7 @@ def _guarded(function: Handler, *, mutating: bool) -> Handler:
             raise _error(code, sentence, hint) from error
         finally:
             if mutating:
-                await asyncio.shield(guard.audit(member, interface.subject(), args[1:], actor, outcome))
+                await asyncio.shield(guard.audit(member, interface.subject(member, args[1:]), args[1:], actor, outcome))
 
     return wrapper
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from ccorchd.bus.guard import Guard, exposed, readable
@@ -29,7 +30,7 @@ class InstanceInterface(ServiceInterface):
         self._id = record.id
         self._record = record
 
-    def subject(self) -> str:
+    def subject(self, member: str, arguments: Sequence[object]) -> str:
         return str(self._record.address)
 
     @readable("s")

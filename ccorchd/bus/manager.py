@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from ccorchd import __version__
 from ccorchd.bus.guard import Guard, announced, exposed, readable
@@ -24,6 +24,7 @@ from ccorchd.doctor import Doctor
 from ccorchd.errors import CcorchError
 from ccorchd.host.dbus import ServiceInterface, Variant, variants
 from ccorchd.host.secrets import Secrets
+from ccorchd.instances.environment import caller_patterns
 from ccorchd.model import Address, Event
 from ccorchd.orchestrator import Orchestrator, Wish
 from ccorchd.records import event_fields, instance_fields, instance_path, project_path
@@ -78,7 +79,9 @@ class ManagerInterface(ServiceInterface):
         self._reload = reload
         self._quit_soon = quit_soon
 
-    def subject(self) -> str:
+    def subject(self, member: str, arguments: Sequence[object]) -> str:
+        if member == "CreateInstance":
+            return f"{arguments[0]}/{arguments[1]}"
         return ""
 
     @readable("s")
@@ -92,6 +95,10 @@ class ManagerInterface(ServiceInterface):
     @readable("s")
     def Suffix(self) -> str:
         return self._orchestrator.naming.suffix
+
+    @readable("as")
+    def CallerVariables(self) -> list[str]:
+        return caller_patterns(self._orchestrator.config["agents.environment"])
 
     @announced("a{sv}")
     def EventAdded(self, event: dict[str, Variant]) -> dict[str, Variant]:
@@ -139,6 +146,7 @@ class ManagerInterface(ServiceInterface):
                 "branch": "s",
                 "limits": "a{ss}",
                 "environment": "a{ss}",
+                "variables": "a{ss}",
                 "options": "a{ss}",
                 "start": "b",
             },
@@ -150,6 +158,7 @@ class ManagerInterface(ServiceInterface):
             branch=given.text("branch"),
             limits=given.mapping("limits"),
             environment=given.mapping("environment"),
+            variables=given.mapping("variables"),
             options=given.mapping("options"),
             start=given.flag("start", True),
         )
@@ -202,16 +211,19 @@ class ManagerInterface(ServiceInterface):
         address = Address.parse(given.text("instance")) if given.text("instance") else None
         project = self._orchestrator.project(given.text("project")) if given.text("project") else None
         limit = min(given.number("limit", 1000), _MOST_EVENTS)
+        kinds = given.texts("kinds") or None
+        # Who names kinds gets them; else the trail would say each thing that happened a second time.
+        audit = given.flag("audit") or (None if kinds else False)
 
         def work(store: Store) -> list[Event]:
             return store.events(
                 address=address,
                 project_id=project.id if project else None,
-                kinds=given.texts("kinds") or None,
+                kinds=kinds,
                 after=given.number("after"),
                 limit=limit,
                 newest_first=given.flag("newest"),
-                audit=given.flag("audit"),
+                audit=audit,
             )
 
         events = await self._orchestrator.storage.run(work)

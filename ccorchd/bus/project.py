@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ccorchd.bus.guard import Guard, exposed, readable
 from ccorchd.bus.options import Options
 from ccorchd.contract import PROJECT_FIELDS, PROJECT_INTERFACE
@@ -22,7 +24,7 @@ class ProjectInterface(ServiceInterface):
         self._orchestrator = orchestrator
         self._project = project
 
-    def subject(self) -> str:
+    def subject(self, member: str, arguments: Sequence[object]) -> str:
         return self._project.name
 
     def values(self) -> dict[str, object]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import pwd
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -26,6 +27,7 @@ CALLER_PATTERNS: Final[tuple[str, ...]] = (
     "TZ",
     "SSH_AUTH_SOCK",
     "SHELL",
+    "GNUPGHOME",
     "EDITOR",
     "VISUAL",
     "PAGER",
@@ -68,23 +70,34 @@ _NEVER: Final[tuple[str, ...]] = (
 )
 
 
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def from_caller(wanted: Mapping[str, str], extra: Iterable[str]) -> dict[str, str]:
     """Return what of *wanted* an agent may have: :data:`CALLER_PATTERNS` and the setting ``agents.environment``."""
-    allowed = (*CALLER_PATTERNS, *extra)
+    allowed = caller_patterns(extra)
     return {name: value for name, value in wanted.items() if _matches(name, allowed) and not _matches(name, _NEVER)}
 
 
-def check_project_environment(environment: Mapping[str, str]) -> None:
-    """Raise ``InvalidArgument`` if a project's file sets a variable that belongs to ccorch or systemd."""
-    for name in environment:
-        if _matches(name, [pattern for pattern in _NEVER if pattern not in ("PYTHON*", "COVERAGE_*")]):
+def caller_patterns(extra: Iterable[str]) -> list[str]:
+    """Return the names, as fnmatch(3) patterns, of what clients send; *extra* is the setting ``agents.environment``."""
+    return [*CALLER_PATTERNS, *extra]
+
+
+def check_variables(variables: Mapping[str, str], where: str) -> None:
+    """Raise ``InvalidArgument`` if *where* (a file, an option) sets a variable that belongs to ccorch or systemd."""
+    own = [pattern for pattern in _NEVER if pattern not in ("PYTHON*", "COVERAGE_*")]
+    for name in variables:
+        if not _VARIABLE.match(name):
+            raise CcorchError(ErrorCode.INVALID_ARGUMENT, f"{name!r} in {where} is no name of a variable")
+        if _matches(name, own):
             raise CcorchError(
                 ErrorCode.INVALID_ARGUMENT,
-                f"the project's .ccorch.toml cannot set {name} for its agents",
+                f"{where} cannot set {name} for an agent",
                 "Variables of systemd, tmux and ccorch are set by them alone.",
             )
 

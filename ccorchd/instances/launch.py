@@ -170,7 +170,8 @@ class Launcher:
         agent = next((pane for pane in panes if pane.window == "agent"), None)
         if agent is None:
             raise CcorchError(ErrorCode.HOST_FAILED, f"tmux started for {instance.address}, but has no window 'agent'")
-        if not agent.dead and not in_scope(agent.pid, unit):
+        # One that has ended already is no fault: how it ended is told by its pane.
+        if process_alive(agent.pid) and not in_scope(agent.pid, unit):
             raise CcorchError(
                 ErrorCode.HOST_FAILED,
                 f"the agent of {instance.address} is not in {unit}, so its limits would not hold",

@@ -19,6 +19,8 @@ from ccorchd.model import Usage
 _PAGE = 4096
 _CROWDED = 0.3
 """Share of MemoryMax above which the processes are looked at one by one."""
+_LARGE = 0.1
+"""Share of MemoryMax that a process must have had to be named as the victim: one that ended by itself just then is none."""
 _RECENT = 10.0
 """Seconds in which a kill that a sample has seen may still be why the agent ended."""
 
@@ -97,8 +99,9 @@ class Sampler:
         if total <= before.told:
             self._seen[instance_id] = Seen(usage, processes, before.told)
             return None
-        victim = _victim(before.processes, set(members(cgroup)))
-        if not victim[0] and before.processes and not before.postponed and not final:
+        large = {pid: found for pid, found in before.processes.items() if found[1] > (memory_max or 0) * _LARGE}
+        victim = _victim(large, set(members(cgroup)))
+        if not victim[0] and large and not before.postponed and not final:
             self._seen[instance_id] = Seen(usage, before.processes | processes, before.told, postponed=True)
             return None
         kill = Kill(total - before.told, *victim, total)

@@ -168,9 +168,11 @@ class Instances:
             )
             raise
         columns: dict[str, object] = {"pid": live.pid, "started": True}
-        begun = Change() if agent.confirms_prompts else Change(state=State.WORKING)
+        # An agent that reports nothing of its own works from its first moment, or from the end of the set-up.
+        silent = not agent.confirms_prompts and not setup
+        begun = Change(state=State.WORKING) if silent else Change()
         await self._changes.apply(instance_id, begun, columns=columns)
-        if not agent.confirms_prompts:
+        if silent:
             live.ready.set()
         self._watch(instance_id, live)
         self._background.spawn(self._finish_launch(instance_id, live), f"second window of {record.address}")
@@ -207,7 +209,8 @@ class Instances:
             )
 
     async def _secrets_for(self, record: InstanceRecord) -> bool:
-        return record.agent == "claude" and "anthropic-api-key" in await self._secrets.names()
+        names = self._agent(record).secrets
+        return bool(names) and bool(set(names) & set(await self._secrets.names()))
 
     async def _cgroup(self, unit: str) -> Path | None:
         status = await self._systemd.scope_status(unit)
@@ -256,8 +259,10 @@ class Instances:
         if record is None or live is None:
             return {}
         if "secret" in report.payload and len(report.payload) == 1:
-            return {"secret": await self._secrets.get(str(report.payload["secret"])) or ""}
-        change = self._setup_change(report, live) or self._agent(record).interpret(record, report)
+            name = str(report.payload["secret"])
+            return {"secret": await self._secrets.get(name) or ""} if name in self._agent(record).secrets else {}
+        agent = self._agent(record)
+        change = self._setup_change(report, live, agent) or agent.interpret(record, report)
         stale = report.time < live.last_report
         if stale and change.state is not None:
             change = Change(kind=change.kind, message=change.message, priority=change.priority, data=change.data)
@@ -287,7 +292,7 @@ class Instances:
         return {"options": {**record.options, "setup": "done"}} if report.event == SETUP_DONE else {}
 
     @staticmethod
-    def _setup_change(report: Report, live: Live) -> Change | None:
+    def _setup_change(report: Report, live: Live, agent: Agent) -> Change | None:
         payload = report.payload
         if report.event == SETUP_STEP:
             text = f"{payload.get('number')} of {payload.get('of')}: {payload.get('step')}"
@@ -300,7 +305,8 @@ class Instances:
                 message=f"set-up {text}",
             )
         if report.event == SETUP_DONE:
-            return Change(state=State.STARTING, doing="", kind="setup.step", message="set-up done")
+            state = State.STARTING if agent.confirms_prompts else State.WORKING
+            return Change(state=state, doing="", kind="setup.step", message="set-up done")
         if report.event == SETUP_FAILED:
             live.setup_failure = f"set-up step {payload.get('number')} ended with status {payload.get('status')}"
             return Change(kind="setup.failed", message=live.setup_failure, priority=3)

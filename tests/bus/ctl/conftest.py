@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib.util
 import json
 import os
@@ -118,6 +119,7 @@ class Terminal:
         )
         os.close(slave)
         self.raw = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end within a character
 
     @property
     def text(self) -> str:
@@ -139,7 +141,7 @@ class Terminal:
             data = os.read(self._master, 65536)
         except OSError:  # the other side has been closed
             return False
-        self.raw += data.decode(errors="replace")
+        self.raw += self._decoder.decode(data)
         return bool(data)
 
     def type(self, text: str) -> None:

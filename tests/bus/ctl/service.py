@@ -66,8 +66,8 @@ class World:
             "memory_available": ("t", 9 * 1024**3),
             "memory_pressure": ("d", 0.0),
             "load": ("d", 0.42),
-            "enforced": ("as", ["CPUWeight", "TasksMax"]),
-            "unenforced": ("as", ["MemoryMax"]),
+            "enforced": ("as", ["cpu", "pids"]),
+            "unenforced": ("as", ["memory"]),
             "linger": ("b", True),
             "enabled": ("b", False),
             "config_dir": ("s", "/home/u/.config/ccorch"),
@@ -181,6 +181,10 @@ class ManagerInterface(ServiceInterface):
     @dbus_property(access=PropertyAccess.READ)
     def ApiVersion(self) -> "u":
         return contract.API_VERSION
+
+    @dbus_property(access=PropertyAccess.READ)
+    def CallerVariables(self) -> "as":
+        return ["PATH", "LANG", "LC_*", "SSH_AUTH_SOCK"]
 
     @dbus_property(access=PropertyAccess.READ)
     def Suffix(self) -> "s":

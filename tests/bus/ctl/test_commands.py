@@ -195,8 +195,8 @@ def test_create(ctl: Ctl, world: Any, project_folder: Path, monkeypatch: pytest.
     assert given["options"] == {"model": "opus"}
     assert given["start"] is False
     assert given["prompt"] == "write it"
-    assert given["environment"]["A"] == "1=2"
-    assert given["environment"]["MINE"] == "own"
+    assert given["variables"]["A"] == "1=2"
+    assert given["variables"]["MINE"] == "own"
     assert given["environment"]["LC_TIME"] == "C"
     assert given["environment"]["PATH"] == os.environ["PATH"]
     assert "AWS_SECRET_ACCESS_KEY" not in given["environment"]
@@ -277,7 +277,7 @@ def test_remove(ctl: Ctl, world: Any) -> None:
     failed(ctl("remove", "shop/api"), 6, "--yes")
     assert not world.called("Remove")
     result = ctl("rm", "shop/api", "--yes")
-    assert result.out == "shop/api removed. Branch ccorch/api held no work of its own and went with it.\n"
+    assert result.out == "shop/api removed. Branch ccorch/api held nothing that is not merged, and went with it.\n"
     failed(ctl("rm", "shop/api", "--yes"), 4, "no instance")
 
 
@@ -525,7 +525,7 @@ def test_status(ctl: Ctl) -> None:
     out = ctl("status").out
     assert "● ccorchd.service: ccorchd 0.1.0" in out
     assert "9G of 16G memory free, load 0.42" in out
-    assert "Not enforced: MemoryMax" in out
+    assert "Not enforced: memory" in out
     assert "the unit is off" in out
     assert ctl("status", "-o", "json").data["pid"] == 4242
 

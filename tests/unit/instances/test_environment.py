@@ -5,7 +5,7 @@ import pytest
 
 from ccorchd.contract import ErrorCode, Reason, State
 from ccorchd.errors import CcorchError
-from ccorchd.instances.environment import check_project_environment, compose, from_caller
+from ccorchd.instances.environment import check_variables, compose, from_caller
 from ccorchd.model import InstanceRecord, Limits
 
 
@@ -63,10 +63,10 @@ def test_another_instance_never_shows_through() -> None:
     assert "TMUX" not in found
 
 
-@pytest.mark.parametrize("name", ["NOTIFY_SOCKET", "CCORCH_SOCKET", "LISTEN_FDS", "TMUX"])
+@pytest.mark.parametrize("name", ["NOTIFY_SOCKET", "CCORCH_SOCKET", "LISTEN_FDS", "TMUX", "a b", ""])
 def test_project_cannot_set_what_is_not_its_own(name: str) -> None:
     with pytest.raises(CcorchError) as caught:
-        check_project_environment({name: "x"})
+        check_variables({name: "x"}, "--env")
     assert caught.value.code is ErrorCode.INVALID_ARGUMENT
     assert name in caught.value.message
-    check_project_environment({"DATABASE_URL": "x", "PYTHONPATH": "src"})
+    check_variables({"DATABASE_URL": "x", "PYTHONPATH": "src"}, "--env")
