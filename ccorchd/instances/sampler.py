@@ -20,7 +20,7 @@ _PAGE = 4096
 _CROWDED = 0.3
 """Share of MemoryMax above which the processes are looked at one by one."""
 _LARGE = 0.1
-"""Share of MemoryMax that a process must have had to be named as the victim: one that ended by itself just then is none."""
+"""Share of MemoryMax that a victim must have had: a small process that is missing has ended by itself."""
 _RECENT = 10.0
 """Seconds in which a kill that a sample has seen may still be why the agent ended."""
 

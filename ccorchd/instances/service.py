@@ -331,6 +331,9 @@ class Instances:
         agent = self._agent(record)
         kill = await self._last_sample(instance_id, live)
         status, signal, screen = await self._last_words(live)
+        recent = self._sampler.recent_kill(instance_id)
+        if kill is None and recent is not None and (signal != 9 or recent.pid in (0, live.pid)):
+            kill = recent
         change = self._end_change(record, agent, live, status, signal, screen, kill, result)
         retry = change.state is State.FAILED and agent.session_lost(screen) and not live.retried_session
         await self._take_down(instance_id, live)
@@ -359,8 +362,7 @@ class Instances:
             return None
         record = self._record(instance_id)
         limit = record.limits.memory_max
-        kill = await asyncio.to_thread(self._sampler.sample, instance_id, live.cgroup, limit, final=True)
-        return kill or self._sampler.recent_kill(instance_id)
+        return await asyncio.to_thread(self._sampler.sample, instance_id, live.cgroup, limit, final=True)
 
     async def _last_words(self, live: Live) -> tuple[int | None, int | None, str]:
         """Return exit status, signal and the last lines of the agent's screen, as far as tmux still knows."""
@@ -393,8 +395,8 @@ class Instances:
             reason, text, message = Reason.SETUP, live.setup_failure, f"not started: {live.setup_failure}"
         elif oom and (signal == 9 or status in (None, 137)):
             reason = Reason.OUT_OF_MEMORY
-            if kill and not kill.pid and signal == 9:  # faster than the samples, but its end says that it was the one
-                kill = replace(kill, pid=live.pid, name="its agent")
+            if kill and kill.pid != live.pid and signal == 9:  # faster than the samples, but its end says it was the one
+                kill = replace(kill, pid=live.pid, name="its agent", resident=0)
             text = kill.sentence(record.limits.memory_max) if kill else "the kernel killed it"
             message = text
         elif status is None and signal is None:

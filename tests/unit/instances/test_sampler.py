@@ -42,17 +42,18 @@ def test_kills_are_counted_once(tmp_path: Path) -> None:
 
 
 def test_victim_that_still_dies_is_named_by_the_next_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alive = {os.getpid(), os.getppid()}
+    alive = {10: ("small", MIB), 20: ("large", 80 * MIB), 30: ("agent", 12 * MIB)}
     monkeypatch.setattr("ccorchd.instances.sampler.members", lambda cgroup: sorted(alive))
+    monkeypatch.setattr("ccorchd.instances.sampler._processes", lambda cgroup: dict(alive))
     sampler = Sampler(UsageReader())
     cgroup = group(tmp_path / "scope", 90 * MIB, 0)
     assert sampler.sample(1, cgroup, 100 * MIB) is None
     group(cgroup, 90 * MIB, 1)
-    assert sampler.sample(1, cgroup, 100 * MIB) is None  # counted, but nobody is missing
-    alive.remove(os.getppid())
+    del alive[10]  # it ends by itself
+    assert sampler.sample(1, cgroup, 100 * MIB) is None  # counted, but nobody is missing who could be the one
+    del alive[20]
     kill = sampler.sample(1, cgroup, 100 * MIB)
-    assert kill is not None
-    assert (kill.count, kill.total, kill.pid) == (1, 1, os.getppid())
+    assert kill == Kill(1, 20, "large", 80 * MIB, 1)
     assert sampler.sample(1, cgroup, 100 * MIB) is None
     assert sampler.recent_kill(1) == kill
 
