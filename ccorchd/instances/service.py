@@ -395,7 +395,7 @@ class Instances:
             reason, text, message = Reason.SETUP, live.setup_failure, f"not started: {live.setup_failure}"
         elif oom and (signal == 9 or status in (None, 137)):
             reason = Reason.OUT_OF_MEMORY
-            if kill and kill.pid != live.pid and signal == 9:  # faster than the samples, but its end says it was the one
+            if kill and kill.pid != live.pid and signal == 9:  # too fast for the samples, but its end tells
                 kill = replace(kill, pid=live.pid, name="its agent", resident=0)
             text = kill.sentence(record.limits.memory_max) if kill else "the kernel killed it"
             message = text
