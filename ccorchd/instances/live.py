@@ -30,6 +30,8 @@ class Live:
     """Set once its end has been recorded."""
     confirmations: list[asyncio.Future[None]] = field(default_factory=list)
     """One for each prompt that waits to be confirmed by the agent."""
+    sending: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a prompt is on its way: one at a time."""
     last_report: float = 0.0
     """Time of the newest report that changed the state: older ones out of a spool no longer may."""
     stop_reason: str = ""

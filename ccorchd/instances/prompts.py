@@ -3,19 +3,27 @@
 
 A look at the screen proves nothing: a paste that arrives too early is lost or split, and one whose Enter was swallowed
 sits there unsent. So a prompt is pasted only when the agent is ready, and counts as delivered when the agent says so.
-What is repeated is Enter alone, never the text.
+What is repeated is Enter alone, never the text. It has to be now and then: Claude Code swallows an Enter that comes
+within a moment of its start or of the end of a turn. And one prompt is under way at a time, since a paste that meets
+another's Enter is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Final
 
 from ccorchd.agents.base import Agent
 from ccorchd.config import Config
 from ccorchd.contract import ErrorCode, Reason, State
 from ccorchd.errors import CcorchError
+from ccorchd.host.tmux import TmuxServer
 from ccorchd.instances.live import Live
-from ccorchd.model import InstanceRecord
+from ccorchd.model import Address, InstanceRecord
+
+_FIRST_PAUSE: Final = 1.5
+"""Seconds until Enter is pressed again; each further pause is twice as long. A confirmation takes 0.1 s or so."""
 
 
 def check_ready(record: InstanceRecord, agent: Agent) -> None:
@@ -40,46 +48,86 @@ def check_ready(record: InstanceRecord, agent: Agent) -> None:
         )
 
 
-async def deliver(record: InstanceRecord, live: Live, agent: Agent, text: str, config: Config) -> bool:
+async def deliver(look: Callable[[], InstanceRecord], live: Live, agent: Agent, text: str, config: Config) -> bool:
     """Paste *text* and press Enter; return whether the agent confirmed it (False: it is queued behind a turn).
 
-    Raises ``NotReady`` if the agent does not come up in ``instances.start_timeout`` seconds, ``NotDelivered`` if it
-    does not confirm within ``prompts.confirm_timeout`` seconds, spread over ``prompts.retries`` further Enters.
+    *look* returns the record as it is at the time. Enter is pressed again after 1.5, 3, 6 … seconds, at most
+    ``prompts.retries`` times. Raises ``NotReady`` if the agent does not come up in ``instances.start_timeout`` seconds,
+    ``NotDelivered`` if it does not confirm within ``prompts.confirm_timeout`` seconds.
     """
     if live.tmux is None:
-        raise CcorchError(ErrorCode.NOT_READY, f"{record.address} has no terminal yet", "Try again in a moment.")
+        raise CcorchError(ErrorCode.NOT_READY, f"{look().address} has no terminal yet", "Try again in a moment.")
+    await _until_ready(look().address, live, float(config["instances.start_timeout"]))
+    async with live.sending:
+        record = look()
+        # Both may have changed meanwhile.
+        check_ready(record, agent)
+        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        live.confirmations.append(confirmed)
+        try:
+            await live.tmux.paste("agent", agent.prompt_text(text), enter=True)
+            if not agent.confirms_prompts or record.state is State.WORKING:
+                # Joins the running turn, which brings no confirmation of its own (claude-code.md).
+                return False
+            limit = float(config["prompts.confirm_timeout"])
+            if await _confirmed(confirmed, look, live.tmux, limit, int(config["prompts.retries"])):
+                return True
+            late = f"did not confirm the prompt within {limit:g} s"
+            words = "ended before it took the prompt" if confirmed.cancelled() else late
+        finally:
+            if confirmed in live.confirmations:
+                live.confirmations.remove(confirmed)
+            confirmed.cancel()
+    raise CcorchError(
+        ErrorCode.NOT_DELIVERED,
+        f"{record.address} {words}",
+        f"It may still lie in its input line: ccorchctl attach {record.address}",
+    )
+
+
+async def _until_ready(address: Address, live: Live, limit: float) -> None:
+    """Wait until the agent takes prompts; raise ``NotReady`` after *limit* seconds, or when it ends before."""
+    waits = [asyncio.ensure_future(live.ready.wait()), asyncio.ensure_future(live.gone.wait())]
     try:
-        async with asyncio.timeout(float(config["instances.start_timeout"])):
-            await live.ready.wait()
-    except TimeoutError:
+        await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    if live.gone.is_set():
         raise CcorchError(
             ErrorCode.NOT_READY,
-            f"{record.address} is still starting and takes no prompt",
-            f"Look at its screen: ccorchctl attach {record.address}",
-        ) from None
-    confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    live.confirmations.append(confirmed)
-    try:
-        busy = record.state is not State.IDLE
-        await live.tmux.paste("agent", agent.prompt_text(text), enter=True)
-        if not agent.confirms_prompts or busy:
-            # Joins the running turn, which brings no confirmation of its own (claude-code.md).
-            return False
-        attempts = int(config["prompts.retries"]) + 1
-        for attempt in range(attempts):
-            try:
-                async with asyncio.timeout(float(config["prompts.confirm_timeout"]) / attempts):
-                    await asyncio.shield(confirmed)
-                return True
-            except TimeoutError:
-                if attempt + 1 < attempts:
-                    await live.tmux.keys("agent", "Enter")
-        raise CcorchError(
-            ErrorCode.NOT_DELIVERED,
-            f"{record.address} did not confirm the prompt within {float(config['prompts.confirm_timeout']):g} s",
-            f"It may still lie in its input line: ccorchctl attach {record.address}",
+            f"{address} ended before it took a prompt",
+            f"See why: ccorchctl instance why {address}",
         )
-    finally:
-        if confirmed in live.confirmations:
-            live.confirmations.remove(confirmed)
-        confirmed.cancel()
+    if not live.ready.is_set():
+        raise CcorchError(
+            ErrorCode.NOT_READY,
+            f"{address} is still starting and takes no prompt",
+            f"Look at its screen: ccorchctl attach {address}",
+        )
+
+
+async def _confirmed(
+    confirmed: asyncio.Future[None],
+    look: Callable[[], InstanceRecord],
+    tmux: TmuxServer,
+    limit: float,
+    presses: int,
+) -> bool:
+    """Wait at most *limit* seconds for *confirmed*, pressing Enter again up to *presses* times; tell whether it came.
+
+    The future is cancelled when the agent ends, which is no confirmation either.
+    """
+    loop = asyncio.get_running_loop()
+    deadline, pause, before = loop.time() + limit, _FIRST_PAUSE, look().state
+    while True:
+        left = deadline - loop.time()
+        await asyncio.wait([confirmed], timeout=min(pause, left) if presses else left)
+        if confirmed.done():
+            return not confirmed.cancelled()
+        if loop.time() >= deadline:
+            return False
+        # In any other state Enter would be the answer to a question.
+        if look().state is before:
+            await tmux.keys("agent", "Enter")
+        presses, pause = presses - 1, 2 * pause

@@ -46,6 +46,8 @@ _log = logging.getLogger(__name__)
 
 _SCREEN_LINES: Final = 15
 _TMUX_TIMEOUT: Final = 5.0
+_STATUS_GRACE: Final = 2.0
+"""Seconds that a hook has for telling of a dialog before the status file alone is believed."""
 
 
 class Instances:
@@ -232,7 +234,7 @@ class Instances:
         if live.status_file is not None:
             self._status_files.follow(live.status_file, status_changed)
 
-    async def _read_status(self, instance_id: int, live: Live) -> None:
+    async def _read_status(self, instance_id: int, live: Live, *, settled: bool = False) -> None:
         """Take in what the agent's status file says, while its process lives (the file is stale after SIGKILL)."""
         record = self.records.get(instance_id)
         if record is None or live.status_file is None or live.stop_reason or not process_alive(live.pid):
@@ -242,7 +244,11 @@ class Instances:
         except OSError:
             return
         change = self._agent(record).interpret_status(record, text)
-        if change != Change():
+        if change.state is State.WAITING and not settled:
+            # A hook is about to tell the same, and what is asked for too. Only a dialog without one is told from here.
+            await asyncio.sleep(_STATUS_GRACE)
+            await self._read_status(instance_id, live, settled=True)
+        elif change != Change():
             await self._changes.apply(instance_id, change, unit=live.unit, from_report=True)
 
     async def _current_epoch(self) -> str:
@@ -598,7 +604,7 @@ class Instances:
         agent = self._agent(record)
         prompts.check_ready(record, agent)
         assert live is not None
-        confirmed = await prompts.deliver(record, live, agent, text, self.config)
+        confirmed = await prompts.deliver(lambda: self._record(instance_id), live, agent, text, self.config)
         if not confirmed:
             await self._changes.apply(
                 instance_id,
