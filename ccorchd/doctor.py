@@ -23,6 +23,8 @@ from ccorchd.records import microseconds
 _LEAST_FREE: Final = 1024**3
 _WANTED: Final = ("cpu", "memory", "pids")
 _GIVES: Final = {"cpu": "CPU limits and weights", "memory": "memory limits", "pids": "the limit of tasks"}
+_ESTIMATED: Final = {"memory": "memory", "pids": "tasks"}
+"""What is added up from the processes where the kernel keeps no account."""
 _TMUX_LEAST: Final = (3, 2)
 _GIT_LEAST: Final = (2, 39)
 _SOUND_LOGIND: Final = 256
@@ -135,12 +137,15 @@ class Doctor:
         if not missing:
             return [_finding("limits", "ok", "the kernel enforces memory, CPU and task limits on every instance")]
         what = ", ".join(_GIVES[name] for name in missing)
+        figures = " and ".join(_ESTIMATED[name] for name in missing if name in _ESTIMATED)
+        so = f"; {figures} in use {'are' if 'pids' in missing else 'is'} estimated" if figures else ""
         return [
             _finding(
                 "limits",
                 "warn",
-                f"not enforced on this host: {what}",
-                "The controllers are not on cgroup v2, or not delegated to user managers; see docs/user-guide.md.",
+                f"this host does not enforce {what}{so}",
+                "It does not delegate these cgroup v2 controllers to its users; ccorch(7) says where they are. "
+                "Everything else works.",
             )
         ]
 

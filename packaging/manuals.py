@@ -6,6 +6,7 @@ Pages of commands come from their argument parsers by argparse-manpage; those in
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -39,7 +40,52 @@ def generate(page: str, source: str, function: str, about: str, folder: Path) ->
     text = re.sub(r"^\.SH NAME\n.*$", rf".SH NAME\n{name} \- {about}", text, count=1, flags=re.MULTILINE)
     # It asks for an author's address and a download page, and prints the lack of them.
     text = re.sub(r"^\.SH (AUTHORS?|DISTRIBUTION)\n(?:(?!\.SH ).*\n?)*", "", text, flags=re.MULTILINE)
+    # Each command becomes a subsection, all of them one section.
+    text = re.sub(r"^\.SH OPTIONS '(.*)'$", r".SS \1", text, flags=re.MULTILINE)
+    text = text.replace("\n.SS ccorch", "\n.SH COMMANDS\n.SS ccorch", 1)
+    # Some versions print the parser's epilog as it stands, others drop it: it becomes sections in both cases.
+    sections = _sections(source)
+    if sections:
+        text = re.sub(r"^\.SH COMMENTS\n(?:(?!\.SH ).*\n?)*", "", text, flags=re.MULTILINE)
+        text = text.rstrip("\n") + "\n" + "".join(_section(title, body) for title, body in sections.items())
     target.write_text(text, encoding="utf-8")
+
+
+def _sections(source: str) -> dict[str, str]:
+    """Return what the parser's file *source* has as SECTIONS: title and text, indented by two."""
+    tree = ast.parse((ROOT / source).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "SECTIONS" and node.value:
+            found: dict[str, str] = ast.literal_eval(node.value)
+            return found
+    return {}
+
+
+def _section(title: str, text: str) -> str:
+    """Return a section of a page: lines of columns as tagged paragraphs, other lines as prose."""
+    lines = [line.removeprefix("  ") for line in text.rstrip("\n").splitlines()]
+    head = f".SH {title.upper()}\n"
+    if title == "see also":
+        names = re.findall(r"([\w.-]+)\((\d)\)(,?)", " ".join(lines))
+        return head + "".join(f".BR {_escaped(name)} ({number}){comma}\n" for name, number, comma in names)
+    entries: list[tuple[str, str]] = []
+    prose: list[str] = []
+    for line in lines:
+        cells = re.split(r" {2,}", line)
+        if len(cells) > 1:
+            entries += zip(cells[::2], cells[1::2], strict=True)
+        else:
+            prose.append(_escaped(line))
+    if all(left.isdigit() for left, _ in entries):
+        entries.sort(key=lambda entry: int(entry[0]))
+    tagged = "".join(f".TP\n\\fB{_escaped(left)}\\fR\n{_escaped(right)}\n" for left, right in entries)
+    return head + tagged + (".PP\n" + "\n".join(prose) + "\n" if prose else "")
+
+
+def _escaped(line: str) -> str:
+    """Return *line* for troff: no hyphenation of options, no request by accident."""
+    text = line.replace("\\", "\\e").replace("-", "\\-").replace("~", "\\(ti").replace("^", "\\(ha")
+    return "\\&" + text if text.startswith((".", "'")) else text
 
 
 def main(folder: Path) -> int:
