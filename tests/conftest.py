@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import select
 import subprocess
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
-TIERS = ("unit", "bus", "system", "vm", "claude")
+TIERS = ("unit", "bus", "machine", "system", "vm", "claude")
 BUS_START_TIMEOUT = 10.0
 CHILD_GRACE = 5.0
 
@@ -59,6 +61,22 @@ def pytest_runtest_makereport() -> Generator[None, Any, None]:
 def pytest_make_collect_report() -> Generator[None, Any, None]:
     outcome = yield
     _refuse_skip(outcome.get_result())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_fixture_post_finalizer(fixturedef: Any) -> None:
+    """Close the spare loop that pytest-asyncio before 0.23 leaves behind after each test.
+
+    A later ``asyncio.run`` would drop it unclosed, and the warning would hit whichever test runs then.
+    """
+    if fixturedef.argname != "event_loop":
+        return
+    policy = asyncio.get_event_loop_policy()
+    with contextlib.suppress(RuntimeError):
+        spare = policy.get_event_loop()
+        if not spare.is_running():
+            spare.close()
+            policy.set_event_loop(None)
 
 
 def _children() -> dict[int, str]:
