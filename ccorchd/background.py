@@ -38,6 +38,8 @@ class Background:
         task = self._group.create_task(self._guard(work, name), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # A task that is cancelled before its first step has never looked at its work.
+        task.add_done_callback(lambda _task: work.close())
         return task
 
     @staticmethod
