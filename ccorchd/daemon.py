@@ -115,7 +115,7 @@ class Daemon:
         )
         doctor = Doctor(orchestrator, systemd)
         await orchestrator.load()
-        await orchestrator.adopt()
+        lost = await orchestrator.adopt()
         parts = _Face(orchestrator, history, doctor, secrets, inotify, changed, events)
         server = await self._face(bus, parts, settings, background)
         background.spawn(instances.sample_for_ever(), "usage sampler")
@@ -132,6 +132,8 @@ class Daemon:
                 priority=5,
             )
         )
+        # Beside the API: ten slow starts after a reboot must not hold up whoever asks, nor meet the unit's time-out.
+        background.spawn(orchestrator.resume_all(lost), "resumption")
         try:
             await self._until_stopped(bus, server, parts, systemd, settings, background)
         finally:

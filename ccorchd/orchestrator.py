@@ -7,12 +7,13 @@ Each verb is either done or has left nothing behind; what it refuses, it refuses
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import secrets as random_source
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -35,6 +36,8 @@ from ccorchd.storage import Storage, Store
 from ccorchd.worktrees import Removed, Worktrees, WorktreeStatus
 
 _log = logging.getLogger(__name__)
+
+_RESUMED_AT_ONCE: Final = 3
 
 _MADE_UP: Final = (
     "ash",
@@ -100,6 +103,8 @@ class Orchestrator:
         self._changes = changes
         self._locks: dict[int, asyncio.Lock] = {}
         self._create_lock = asyncio.Lock()
+        self._reserved: set[int] = set()
+        """Stopped instances that are about to start: they count for ``instances.max`` already."""
         self._manager_environment: dict[str, str] = {}
 
     # -- coming and going ------------------------------------------------------------------------------------------
@@ -113,29 +118,71 @@ class Orchestrator:
         self.projects = {project.id: project for project in await self.storage.run(work)}
         await self._changes.load()
 
-    async def adopt(self) -> None:
-        """Take over what runs, clear what a crash left half made, resume what a reboot took."""
+    async def adopt(self) -> list[int]:
+        """Take over what runs, clear what a crash left half made; return what a reboot took (:meth:`resume_all`)."""
         await self._clear_half_made()
-        resume = await self.instances.adopt()
-        for instance_id in resume:
-            try:
-                await self.resume(instance_id, why="resumed after a reboot or log-out")
-            except CcorchError as error:
-                _log.error("instance %d could not be resumed: %s", instance_id, error.message)
+        return await self.instances.adopt()
 
     async def _clear_half_made(self) -> None:
-        """Drop instances whose creation never got as far as a worktree: nothing of them exists but the row."""
+        """Drop instances whose creation never got as far as a launch: whoever asked for them got no answer."""
         for record in list(self._changes.running):
-            if record.base_commit or record.pid:
+            if record.boot_id or record.pid:
                 continue
             _log.warning("%s was half created when the daemon ended; it is removed", record.address)
-            await self._undo_create(record)
+            try:
+                await self._undo_create(record)
+            except (CcorchError, OSError) as error:
+                _log.error("%s could not be removed: %s", record.address, error)
+
+    async def resume_all(self, instance_ids: Sequence[int]) -> None:
+        """Start again what a reboot or log-out took, a few at a time: a host that comes up has other work as well."""
+        turn = asyncio.Semaphore(_RESUMED_AT_ONCE)
+
+        async def one(instance_id: int) -> None:
+            async with turn:
+                try:
+                    await self.resume(instance_id, why="resumed after a reboot or log-out")
+                except Exception as error:
+                    _log.error("instance %d could not be resumed: %s", instance_id, error)
+
+        async with asyncio.TaskGroup() as group:
+            for instance_id in instance_ids:
+                group.create_task(one(instance_id))
 
     async def resume(self, instance_id: int, *, why: str = "resumed") -> None:
-        """Start an instance that ran before, counting the restart."""
-        record = self._by_id(instance_id)
-        await self._changes.apply(instance_id, Change(), columns={"restarts": record.restarts + 1})
-        await self._launch(instance_id, prompt="", actor="ccorchd", why=why)
+        """Start an instance that ran before, counting the restart; does nothing if it is no longer wanted."""
+        async with self._lock(instance_id):
+            record = self.instances.records.get(instance_id)
+            if record is None or not record.wanted or self.stopping:
+                return  # removed or stopped before its turn came, or we go ourselves
+            try:
+                await self._changes.apply(instance_id, Change(), columns={"restarts": record.restarts + 1})
+                await self._launch(instance_id, prompt="", actor="ccorchd", why=why)
+            except Exception as error:
+                await self._not_resumed(instance_id, error)
+                raise
+
+    async def _not_resumed(self, instance_id: int, error: Exception) -> None:
+        """Record a failure that came before the launch, which records its own."""
+        record = self.instances.records.get(instance_id)
+        if record is None or not record.state.running:
+            return
+        sentence = error.message if isinstance(error, CcorchError) else str(error) or type(error).__name__
+        await self._changes.apply(
+            instance_id,
+            Change(
+                State.FAILED,
+                Reason.LOST,
+                sentence,
+                doing="",
+                kind="instance.failed",
+                message=f"could not be resumed: {sentence}",
+                priority=3,
+            ),
+            unit=self.instances.unit(record),
+            actor="ccorchd",
+            columns={"wanted": False, "pid": 0},
+        )
 
     # -- projects --------------------------------------------------------------------------------------------------
 
@@ -328,22 +375,28 @@ class Orchestrator:
         async with self._create_lock:
             name = check_name(name, "an instance") if name else self._free_name(project)
             record = await self._add_row(project, name, wish, file, manager, actor)
-        try:
-            await self._make_worktree(project, record, bool(wish.branch))
-            if wish.start:
-                await self._launch(record.id, prompt=wish.prompt, actor=actor, why="started", manager=manager)
-            else:
-                await self._changes.apply(
-                    record.id,
-                    Change(
-                        State.STOPPED, Reason.REQUESTED, "not started yet", kind="instance.stopped", message="created"
-                    ),
-                    columns={"wanted": False},
-                )
-        except BaseException:
-            await asyncio.shield(self._undo_create(self._by_id(record.id)))
-            raise
-        return self._by_id(record.id)
+        # Nobody else can have it yet. Whoever stops or removes the instance meanwhile waits until it is whole.
+        async with self._lock(record.id):
+            try:
+                await self._make_worktree(project, record, bool(wish.branch))
+                if wish.start:
+                    await self._launch(record.id, prompt=wish.prompt, actor=actor, why="started", manager=manager)
+                else:
+                    await self._changes.apply(
+                        record.id,
+                        Change(
+                            State.STOPPED,
+                            Reason.REQUESTED,
+                            "not started yet",
+                            kind="instance.stopped",
+                            message="created",
+                        ),
+                        columns={"wanted": False},
+                    )
+            except BaseException:
+                await asyncio.shield(self._undo_create(self._by_id(record.id)))
+                raise
+            return self._by_id(record.id)
 
     async def _add_row(
         self,
@@ -455,6 +508,7 @@ class Orchestrator:
         stored = await self.storage.run(work)
         self._changes.discard(record.id)
         self._locks.pop(record.id, None)
+        self.instances.forget(record)
         if stored:
             self.history.publish(stored, unit=self.instances.unit(record))
         self.removed.publish(record)
@@ -468,12 +522,23 @@ class Orchestrator:
 
     def _check_room(self) -> None:
         most = int(self.config["instances.max"])
-        if len(self._changes.running) >= most:
+        if len({record.id for record in self._changes.running} | self._reserved) >= most:
             raise CcorchError(
                 ErrorCode.LIMIT_REACHED,
                 f"{most} instances run already, and that is the most allowed",
                 "Stop one, or raise instances.max in ccorchd.toml.",
             )
+
+    @contextlib.contextmanager
+    def _room(self, record: InstanceRecord) -> Iterator[None]:
+        """Keep a place among those that run for *record*, which may be running; raise ``LimitReached``."""
+        if not record.state.running:
+            self._check_room()
+        self._reserved.add(record.id)
+        try:
+            yield
+        finally:
+            self._reserved.discard(record.id)
 
     def _check_open(self) -> None:
         if self.stopping:
@@ -507,9 +572,9 @@ class Orchestrator:
                     f"{record.address} is {record.state} already",
                     f"To start it afresh: ccorchctl instance restart {record.address}",
                 )
-            self._check_room()
-            await self._take_environment(record, environment)
-            await self._launch(instance_id, prompt=prompt, actor=actor, why="started")
+            with self._room(record):
+                await self._take_environment(record, environment)
+                await self._launch(instance_id, prompt=prompt, actor=actor, why="started")
 
     async def stop(self, instance_id: int, *, actor: str) -> None:
         """Stop an instance; its worktree, branch and session stay. Stopping a stopped one is no error."""
@@ -520,11 +585,12 @@ class Orchestrator:
         """Stop and start again, resuming the session."""
         self._check_open()
         async with self._lock(instance_id):
-            await self.instances.stop(instance_id, actor=actor, why="restarting")
-            record = self._by_id(instance_id)
-            await self._take_environment(record, environment)
-            await self._changes.apply(instance_id, Change(), columns={"restarts": record.restarts + 1})
-            await self._launch(instance_id, prompt="", actor=actor, why="restarted")
+            with self._room(self._by_id(instance_id)):
+                await self.instances.stop(instance_id, actor=actor, why="restarting")
+                record = self._by_id(instance_id)
+                await self._take_environment(record, environment)
+                await self._changes.apply(instance_id, Change(), columns={"restarts": record.restarts + 1})
+                await self._launch(instance_id, prompt="", actor=actor, why="restarted")
 
     async def remove(self, instance_id: int, *, force: bool, actor: str) -> Removed:
         """Stop and remove an instance with its clean worktree; the branch stays if it holds work of its own.
@@ -616,9 +682,20 @@ class Orchestrator:
         )
 
     async def shutdown(self, *, why: str) -> None:
-        """Stop every instance, cleanly; nothing new is started from here on."""
+        """Stop every instance, cleanly and all at once; nothing new is started from here on."""
         self.stopping = True
-        await self.instances.stop_all(why=why)
+
+        async def one(instance_id: int) -> None:
+            try:
+                async with self._lock(instance_id):  # a start that is under way comes first, and gives up
+                    if instance_id in self.instances.records:
+                        await self.instances.stop(instance_id, why=why)
+            except Exception as error:
+                _log.error("instance %d could not be stopped: %s", instance_id, error)
+
+        async with asyncio.TaskGroup() as group:
+            for record in self._changes.running:
+                group.create_task(one(record.id))
 
     # -- launching -------------------------------------------------------------------------------------------------
 
@@ -626,6 +703,7 @@ class Orchestrator:
         self, instance_id: int, *, prompt: str, actor: str, why: str, manager: Mapping[str, str] | None = None
     ) -> None:
         """Start the agent. *manager* is the user manager's environment where the caller has just asked for it."""
+        self._check_open()
         record = self._by_id(instance_id)
         project = self.project_by_id(record.project_id)
         file, agreed = self.setup_of(project)

@@ -91,6 +91,8 @@ class Sampler:
         nobody is missing yet is therefore returned by the next.
         """
         usage = self._reader.sample(cgroup)
+        if not cgroup.exists():
+            return None  # gone while it was read: what was seen before stays the last word
         before = self._seen.get(instance_id) or Seen(usage)
         processes: dict[int, tuple[str, int]] = {}
         if memory_max and usage.memory and usage.source == "cgroup" and usage.memory > memory_max * _CROWDED:

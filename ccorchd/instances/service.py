@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import signal as signals
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from ccorchd.host.inotify import Inotify
 from ccorchd.host.pidfd import PidWatch
 from ccorchd.host.reports import ReportServer
 from ccorchd.host.secrets import Secrets
-from ccorchd.host.systemd import Systemd, cgroup_path
+from ccorchd.host.systemd import ScopeStatus, Systemd, cgroup_path
 from ccorchd.host.tmux import TmuxServer
 from ccorchd.instances import prompts
 from ccorchd.instances.changes import Changes, requested
@@ -48,6 +50,10 @@ _SCREEN_LINES: Final = 15
 _TMUX_TIMEOUT: Final = 5.0
 _STATUS_GRACE: Final = 2.0
 """Seconds that a hook has for telling of a dialog before the status file alone is believed."""
+_MANAGER_PATIENCE: Final = (0.5, 1.0, 2.0, 4.0)
+"""Seconds between the questions to a manager that does not answer whether it is going down."""
+_RECORD_AGAIN: Final = 5.0
+"""Seconds after which an end that could not be recorded (a full disk) is recorded again."""
 
 
 class Instances:
@@ -123,12 +129,18 @@ class Instances:
         paths.runtime.mkdir(parents=True, mode=0o700, exist_ok=True)
         paths.spool.mkdir(parents=True, mode=0o700, exist_ok=True)
         live = Live(paths, self._report_server(instance_id, paths), self.unit(record))
+        # What an earlier run left in the spool is part of the story, but no news of this one's state.
+        live.last_report = time.time()
         self._live[instance_id] = live
         try:
             await self._changes.apply(
                 instance_id,
                 Change(
-                    state=State.STARTING, kind="instance.started", message=f"{why}: {record.agent} agent", priority=5
+                    state=State.STARTING,
+                    doing="",
+                    kind="instance.started",
+                    message=f"{why}: {record.agent} agent",
+                    priority=5,
                 ),
                 unit=live.unit,
                 actor=actor,
@@ -148,43 +160,59 @@ class Instances:
                 stop_timeout=float(self.config["instances.stop_timeout"]),
                 timeout=float(self.config["instances.start_timeout"]),
             )
+            # The agent has a session from here on; after set-up steps it is the report of their end that says so.
+            columns: dict[str, object] = {"pid": live.pid} if setup else {"pid": live.pid, "started": True}
+            # An agent that reports nothing of its own works from its first moment, or from the end of the set-up.
+            silent = not agent.confirms_prompts and not setup
+            begun = Change(state=State.WORKING) if silent else Change()
+            await self._changes.apply(instance_id, begun, columns=columns)
+            if silent:
+                live.ready.set()
+            self._watch(instance_id, live)
         except BaseException as error:
-            self._live.pop(instance_id, None)
-            await live.close()
-            remove_runtime(paths)
-            sentence = error.message if isinstance(error, CcorchError) else type(error).__name__
-            await asyncio.shield(
-                self._changes.apply(
-                    instance_id,
-                    Change(
-                        state=State.FAILED,
-                        reason=Reason.LOST,
-                        reason_text=sentence,
-                        kind="instance.failed",
-                        message=f"could not start: {sentence}",
-                        priority=3,
-                    ),
-                    unit=live.unit,
-                    columns={"wanted": False},
-                )
-            )
+            await asyncio.shield(self._undo_start(instance_id, live, error))
             raise
-        columns: dict[str, object] = {"pid": live.pid, "started": True}
-        # An agent that reports nothing of its own works from its first moment, or from the end of the set-up.
-        silent = not agent.confirms_prompts and not setup
-        begun = Change(state=State.WORKING) if silent else Change()
-        await self._changes.apply(instance_id, begun, columns=columns)
-        if silent:
-            live.ready.set()
-        self._watch(instance_id, live)
         self._background.spawn(self._finish_launch(instance_id, live), f"second window of {record.address}")
+
+    async def _undo_start(self, instance_id: int, live: Live, error: BaseException) -> None:
+        """Leave neither scope nor file of a start that failed, and record why; what cannot be undone is logged."""
+        sentence = error.message if isinstance(error, CcorchError) else type(error).__name__
+        live.stop_reason = "its start failed"
+        change = Change(
+            state=State.FAILED,
+            reason=Reason.LOST,
+            reason_text=sentence,
+            doing="",
+            kind="instance.failed",
+            message=f"could not start: {sentence}",
+            priority=3,
+        )
+        try:
+            if live.tmux is not None:
+                await self._take_down(instance_id, live)
+        except CcorchError as trouble:
+            _log.error("%s could not be stopped: %s", live.unit, trouble.message)
+        else:
+            await self._let_go(instance_id, live)
+            remove_runtime(live.paths)
+        await self._record_end(instance_id, live, change, {"wanted": False, "pid": 0})
+        live.gone.set()
 
     async def _finish_launch(self, instance_id: int, live: Live) -> None:
         """What the agent need not wait for: the shell window, the cgroup's path."""
-        live.cgroup = await self._cgroup(live.unit)
+        live.cgroup = live.cgroup or await self._cgroup(live.unit)
         record = self._record(instance_id)
-        if live.tmux is not None and process_alive(live.pid):
-            await live.tmux.new_window("shell", Path(record.worktree))
+        try:
+            # Adopted ones have it already, unless the daemon died before it was made.
+            if (
+                live.tmux is not None
+                and process_alive(live.pid)
+                and all(pane.window != "shell" for pane in await live.tmux.panes())
+            ):
+                await live.tmux.new_window("shell", Path(record.worktree))
+        except CcorchError as error:
+            if not live.stop_reason:
+                _log.warning("%s has no shell window: %s", record.address, error.message)
         await self._expect_ready(instance_id, live)
 
     async def _expect_ready(self, instance_id: int, live: Live) -> None:
@@ -295,7 +323,8 @@ class Instances:
 
     @staticmethod
     def _setup_columns(report: Report, record: InstanceRecord) -> dict[str, object]:
-        return {"options": {**record.options, "setup": "done"}} if report.event == SETUP_DONE else {}
+        done = report.event == SETUP_DONE
+        return {"options": {**record.options, "setup": "done"}, "started": True} if done else {}
 
     @staticmethod
     def _setup_change(report: Report, live: Live, agent: Agent) -> Change | None:
@@ -322,7 +351,8 @@ class Instances:
 
     def _scope_gone(self, unit: str, result: str) -> None:
         for instance_id, live in self._live.items():
-            if live.unit == unit and live.tmux is not None:
+            # While it is being launched, whoever launches it watches; its agent cannot outlive the scope.
+            if live.unit == unit and live.watch is not None:
                 self._background.spawn(self._ended(instance_id, live, result), f"end of {unit}")
 
     async def _ended(self, instance_id: int, live: Live, result: str = "") -> None:
@@ -342,11 +372,40 @@ class Instances:
             kill = recent
         change = self._end_change(record, agent, live, status, signal, screen, kill, result)
         retry = change.state is State.FAILED and agent.session_lost(screen) and not live.retried_session
-        await self._take_down(instance_id, live)
-        await self._changes.apply(instance_id, change, unit=live.unit, columns={"wanted": False, "pid": 0})
+        try:
+            await self._take_down(instance_id, live)
+        except CcorchError as error:
+            # The agent is dead all the same, and a stop by hand tries again.
+            _log.error("%s could not be stopped: %s", live.unit, error.message)
+        # Still wanted if it is started again: a stop in between says that it is not.
+        await self._record_end(instance_id, live, change, {"wanted": retry, "pid": 0})
         live.gone.set()
         if retry:
             await self._retry_session(instance_id)
+
+    async def _record_end(
+        self, instance_id: int, live: Live, change: Change, columns: Mapping[str, object], *, actor: str = "ccorchd"
+    ) -> None:
+        """Record that the run *live* has ended; what the database does not take now (a full disk) it gets later."""
+        try:
+            await self._changes.apply(instance_id, change, unit=live.unit, columns=columns, actor=actor)
+        except CcorchError as error:
+            if error.code is ErrorCode.NO_SUCH_INSTANCE:
+                return
+            _log.error("the end of %s could not be recorded: %s", live.unit, error.message)
+            self._background.spawn(self._record_later(instance_id, live, change, columns), f"record of {live.unit}")
+
+    async def _record_later(self, instance_id: int, live: Live, change: Change, columns: Mapping[str, object]) -> None:
+        while True:
+            await asyncio.sleep(_RECORD_AGAIN)
+            record = self.records.get(instance_id)
+            if record is None or not record.state.running or instance_id in self._live:
+                return
+            try:
+                await self._changes.apply(instance_id, change, unit=live.unit, columns=columns, actor="ccorchd")
+                return
+            except CcorchError as error:
+                _log.debug("the end of %s is still not recorded: %s", live.unit, error.message)
 
     async def _retry_session(self, instance_id: int) -> None:
         """Start once more, the other way round: a session that should be resumed is made new, or the reverse."""
@@ -368,7 +427,11 @@ class Instances:
             return None
         record = self._record(instance_id)
         limit = record.limits.memory_max
-        return await asyncio.to_thread(self._sampler.sample, instance_id, live.cgroup, limit, final=True)
+        try:
+            return await asyncio.to_thread(self._sampler.sample, instance_id, live.cgroup, limit, final=True)
+        except OSError as error:
+            _log.debug("the last sample of %s failed: %s", live.unit, error)
+            return None
 
     async def _last_words(self, live: Live) -> tuple[int | None, int | None, str]:
         """Return exit status, signal and the last lines of the agent's screen, as far as tmux still knows."""
@@ -422,53 +485,82 @@ class Instances:
 
     async def _dying_with_manager(self) -> bool:
         """Tell whether the user manager (or the machine) is going down: then nothing has died, all of it is resumed."""
-        try:
-            return await self._systemd.manager_state() == "stopping"
-        except CcorchError:
-            return True
+        for pause in (*_MANAGER_PATIENCE, None):
+            try:
+                return await self._systemd.manager_state() == "stopping"
+            except CcorchError as error:
+                _log.warning("cannot tell whether the user manager goes down: %s", error.message)
+            if pause is not None:
+                await asyncio.sleep(pause)
+        # If it did, we should be gone by now ourselves.
+        return False
 
     async def _take_down(self, instance_id: int, live: Live) -> None:
         """Stop the scope, whatever is in it, and let go of the instance. The cgroup is empty afterwards."""
-        try:
-            await self._systemd.stop_scope(live.unit, timeout=float(self.config["instances.stop_timeout"]))
-            await self._systemd.reset_failed(live.unit)
-        finally:
-            await live.close()
-            if live.status_file is not None:
-                self._status_files.forget(live.status_file)
-            if self._live.get(instance_id) is live:
-                del self._live[instance_id]
-            remove_runtime(live.paths)
+        await self._systemd.stop_scope(live.unit, timeout=float(self.config["instances.stop_timeout"]))
+        await self._systemd.reset_failed(live.unit)
+        await self._let_go(instance_id, live)
+        remove_runtime(live.paths)
+
+    async def _let_go(self, instance_id: int, live: Live) -> None:
+        await live.close()
+        if live.status_file is not None:
+            self._status_files.forget(live.status_file)
+        if self._live.get(instance_id) is live:
+            del self._live[instance_id]
+
+    def forget(self, record: InstanceRecord) -> None:
+        """Drop everything that is kept for an instance that has been removed."""
+        self._sampler.forget(record.id)
+        paths = instance_paths(self._naming, record)
+        shutil.rmtree(paths.runtime, ignore_errors=True)
+        shutil.rmtree(paths.spool, ignore_errors=True)
 
     # -- stopping --------------------------------------------------------------------------------------------------
 
     async def stop(self, instance_id: int, *, actor: str = "ccorchd", why: str = "stopped") -> None:
         """End the agent politely, then its scope; return when its cgroup is empty. Does nothing to a stopped one."""
-        record = self._record(instance_id)
         live = self._live.get(instance_id)
+        if live is not None and live.stop_reason:
+            await self._wait_gone(live)
+            live = self._live.get(instance_id)
+        record = self._record(instance_id)
         if live is None:
             if record.wanted or record.state.running:
+                # Nobody watches it, which need not mean that nothing is left of it.
+                unit = self.unit(record)
+                await self._systemd.stop_scope(unit, timeout=float(self.config["instances.stop_timeout"]))
                 await self._changes.apply(
                     instance_id,
                     requested(State.STOPPED, why, "instance.stopped"),
+                    unit=unit,
                     actor=actor,
                     columns={"wanted": False, "pid": 0},
                 )
             return
-        if live.stop_reason:
-            await self._wait_gone(live)
-            return
         live.stop_reason = why
-        await self._changes.apply(
-            instance_id, requested(State.STOPPING, f"stopping: {why}", "instance.state"), unit=live.unit, actor=actor
-        )
+        try:
+            await self._stop(instance_id, live, actor, why)
+        finally:
+            if self._live.get(instance_id) is live:
+                live.stop_reason = ""  # it did not work: the next stop may try again
+            else:
+                live.gone.set()
+
+    async def _stop(self, instance_id: int, live: Live, actor: str, why: str) -> None:
+        stopping = requested(State.STOPPING, f"stopping: {why}", "instance.state")
+        try:
+            # No longer wanted from here on: what is cut short by a reboot does not come back.
+            await self._changes.apply(instance_id, stopping, unit=live.unit, actor=actor, columns={"wanted": False})
+        except CcorchError as error:
+            # A full disk is no reason to let an agent run on: it may be what fills it.
+            _log.error("%s is stopped, which could not be recorded: %s", live.unit, error.message)
         await self._end_agent(live)
         await self._last_sample(instance_id, live)
         usage = self._sampler.last(instance_id)
         await self._take_down(instance_id, live)
         change = requested(State.STOPPED, _final_words(why, usage), "instance.stopped")
         await self._changes.apply(instance_id, change, unit=live.unit, actor=actor, columns={"wanted": False, "pid": 0})
-        live.gone.set()
 
     async def _end_agent(self, live: Live) -> None:
         """Send SIGTERM to the agent alone and give it half the stop time-out to say good-bye by its hooks."""
@@ -494,18 +586,6 @@ class Instances:
                 ErrorCode.TIMEOUT, f"{live.unit} is still being stopped", "Try again in a moment."
             ) from None
 
-    async def stop_all(self, *, why: str) -> None:
-        """Stop every running instance, all at once."""
-        async with asyncio.TaskGroup() as group:
-            for record in self._changes.running:
-                group.create_task(self._stop_quietly(record.id, why))
-
-    async def _stop_quietly(self, instance_id: int, why: str) -> None:
-        try:
-            await self.stop(instance_id, why=why)
-        except CcorchError as error:
-            _log.error("instance %d could not be stopped: %s", instance_id, error.message)
-
     # -- adopting --------------------------------------------------------------------------------------------------
 
     async def adopt(self) -> list[int]:
@@ -517,49 +597,93 @@ class Instances:
         epoch = await self._current_epoch()
         scopes = await self._systemd.scopes()
         resume: list[int] = []
-        for record in list(self._changes.running):
-            unit = self.unit(record)
-            status = scopes.get(unit)
-            paths = instance_paths(self._naming, record)
-            paths.spool.mkdir(parents=True, mode=0o700, exist_ok=True)
-            live = Live(paths, self._report_server(record.id, paths), unit)
-            self._live[record.id] = live
-            if status is not None and status.active_state == "active" and record.boot_id == epoch and record.pid:
-                await self._take_over(record, live, status.control_group)
-                continue
-            # Reports that the dead instance left in the spool are part of its story.
-            paths.runtime.mkdir(parents=True, mode=0o700, exist_ok=True)
+
+        async def one(record: InstanceRecord) -> None:
+            status = scopes.get(self.unit(record))
+            try:
+                if await self._adopt(record, status, epoch):
+                    resume.append(record.id)
+            except (CcorchError, OSError) as error:
+                # It must not keep the others from being adopted, nor the API from coming up.
+                _log.error("%s could not be taken over: %s", record.address, error)
+                await self._not_adopted(record, status, str(error))
+
+        async with asyncio.TaskGroup() as group:
+            for record in self._changes.running:
+                group.create_task(one(record))
+        return sorted(resume)
+
+    async def _adopt(self, record: InstanceRecord, status: ScopeStatus | None, epoch: str) -> bool:
+        """Take over one instance or record its end; return whether it is to be started again."""
+        unit = self.unit(record)
+        paths = instance_paths(self._naming, record)
+        paths.runtime.mkdir(parents=True, mode=0o700, exist_ok=True)
+        paths.spool.mkdir(parents=True, mode=0o700, exist_ok=True)
+        live = Live(paths, self._report_server(record.id, paths), unit)
+        self._live[record.id] = live
+        try:
+            # Reports that wait in the spool, of the dead as well, are part of the story.
             await live.reports.start()
             await live.reports.drain_spool()
-            await self._take_down(record.id, live)
-            if record.boot_id != epoch and record.wanted:
-                resume.append(record.id)
-            elif not record.pid and record.state is State.STARTING:
-                await self._interrupted_start(record)
-            else:
-                await self._lost(record, status.result if status else "")
-        return resume
+        except BaseException:
+            await self._let_go(record.id, live)
+            raise
+        record = self._record(record.id)
+        if status is not None and status.active_state == "active" and record.boot_id == epoch and record.pid:
+            await self._take_over(record, live, status.control_group)
+            return False
+        await self._take_down(record.id, live)
+        if record.boot_id != epoch and record.wanted:
+            await self._changes.apply(
+                record.id,
+                Change(state=State.STARTING, reason_text="waits to be resumed", doing=""),
+                columns={"pid": 0},
+            )
+            return True
+        if not record.pid and record.state is State.STARTING:
+            await self._interrupted_start(record)
+        else:
+            await self._lost(record, status.result if status else "")
+        return False
+
+    async def _not_adopted(self, record: InstanceRecord, status: ScopeStatus | None, why: str) -> None:
+        alive = status is not None and status.active_state == "active"
+        change = Change(
+            state=record.state if alive else State.FAILED,
+            reason=record.reason if alive else Reason.LOST,
+            reason_text=f"ccorchd cannot watch it: {why}" if alive else f"it was not taken over: {why}",
+            doing=None if alive else "",
+            kind="agent.error" if alive else "instance.lost",
+            message=f"it could not be taken over: {why}",
+            priority=3,
+        )
+        try:
+            columns = {} if alive else {"wanted": False, "pid": 0}
+            await self._changes.apply(record.id, change, unit=self.unit(record), actor="ccorchd", columns=columns)
+        except CcorchError as error:
+            _log.error("nor could that be recorded for %s: %s", record.address, error.message)
 
     async def _take_over(self, record: InstanceRecord, live: Live, control_group: str) -> None:
         live.pid = record.pid
         live.tmux = TmuxServer(tmux_socket(live.paths))
         live.cgroup = cgroup_path(control_group) if control_group else None
-        live.paths.runtime.mkdir(parents=True, mode=0o700, exist_ok=True)
         if record.state is not State.STARTING:
             live.ready.set()
-        await live.reports.start()
-        await live.reports.drain_spool()
-        record = self._record(record.id)
+        self._watch(record.id, live)
         if record.state is State.STOPPING:
             # The old daemon was on its way; nobody else will finish it.
-            await self.stop(record.id, why="stopping was under way")
+            self._background.spawn(self.stop(record.id, why="stopping was under way"), f"stop of {record.address}")
             return
+        if process_alive(live.pid) and not in_scope(live.pid, live.unit):
+            # The agent ended unseen, and its number is somebody else's now.
+            self._background.spawn(self._ended(record.id, live), f"end of {record.address}")
+            return
+        self._background.spawn(self._finish_launch(record.id, live), f"second window of {record.address}")
         await self._changes.apply(
             record.id,
             Change(kind="instance.adopted", message="still running; watched again", priority=5),
             unit=live.unit,
         )
-        self._watch(record.id, live)
 
     async def _interrupted_start(self, record: InstanceRecord) -> None:
         await self._changes.apply(
@@ -568,6 +692,7 @@ class Instances:
                 state=State.FAILED,
                 reason=Reason.LOST,
                 reason_text="its start was interrupted",
+                doing="",
                 kind="instance.failed",
                 message="its start was interrupted when the daemon ended",
                 priority=4,
@@ -603,7 +728,12 @@ class Instances:
         record, live = self._record(instance_id), self._live.get(instance_id)
         agent = self._agent(record)
         prompts.check_ready(record, agent)
-        assert live is not None
+        if live is None:
+            raise CcorchError(
+                ErrorCode.NOT_READY,
+                f"{record.address} has no terminal yet: {record.reason_text}",
+                "Try again in a moment.",
+            )
         confirmed = await prompts.deliver(lambda: self._record(instance_id), live, agent, text, self.config)
         if not confirmed:
             await self._changes.apply(
@@ -655,28 +785,34 @@ class Instances:
         while True:
             await asyncio.sleep(float(self.config["usage.interval"]))
             for instance_id, live in list(self._live.items()):
-                record = self.records.get(instance_id)
-                if live.cgroup is None or record is None or live.stop_reason:
-                    continue
-                kill = await asyncio.to_thread(self._sampler.sample, instance_id, live.cgroup, record.limits.memory_max)
-                if kill is not None and process_alive(live.pid):
-                    await self._changes.apply(
-                        instance_id,
-                        Change(
-                            kind="instance.oom",
-                            message=kill.sentence(record.limits.memory_max),
-                            priority=4,
-                            data={"pid": kill.pid, "name": kill.name, "resident": kill.resident, "count": kill.count},
-                        ),
-                        unit=live.unit,
-                        # A daemon that has just taken over counts from nothing: what was told is not told again.
-                        uid=f"oom-{instance_id}-{record.boot_id}-{record.pid}-{kill.total}",
-                    )
+                try:
+                    await self._sample(instance_id, live)
+                except (CcorchError, OSError) as error:
+                    # It may be ending just now, or the disk be full: neither may end the watch over the others.
+                    _log.debug("%s could not be sampled: %s", live.unit, error)
+
+    async def _sample(self, instance_id: int, live: Live) -> None:
+        record = self.records.get(instance_id)
+        if live.cgroup is None or record is None or live.stop_reason:
+            return
+        kill = await asyncio.to_thread(self._sampler.sample, instance_id, live.cgroup, record.limits.memory_max)
+        if kill is not None and process_alive(live.pid):
+            await self._changes.apply(
+                instance_id,
+                Change(
+                    kind="instance.oom",
+                    message=kill.sentence(record.limits.memory_max),
+                    priority=4,
+                    data={"pid": kill.pid, "name": kill.name, "resident": kill.resident, "count": kill.count},
+                ),
+                unit=live.unit,
+                # A daemon that has just taken over counts from nothing: what was told is not told again.
+                uid=f"oom-{instance_id}-{record.boot_id}-{record.pid}-{kill.total}",
+            )
 
     async def close(self) -> None:
         """Let go of every instance without touching it."""
-        for live in list(self._live.values()):
-            await live.close()
+        await asyncio.gather(*(live.close() for live in self._live.values()))
         self._live.clear()
 
     # -- small things ----------------------------------------------------------------------------------------------
