@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
@@ -103,7 +104,10 @@ def changelog(number: str, points: list[str]) -> str:
     command = ["git", "-c", f"safe.directory={ROOT}", "log", "-1", "--format=%ct"]
     asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     time = int(os.environ.get("SOURCE_DATE_EPOCH") or asked.stdout.strip() or 0)
-    lines = "\n".join(f"  * {point}" for point in points or ["See CHANGELOG.md."])
+    lines = "\n".join(
+        textwrap.fill(point, 78, initial_indent="  * ", subsequent_indent="    ", break_long_words=False)
+        for point in points or ["See CHANGELOG.md."]
+    )
     maintainer = "ccorch maintainers <maintainers@ccorch.invalid>"
     return f"ccorch ({number}) unstable; urgency=medium\n\n{lines}\n\n -- {maintainer}  {formatdate(time)}\n"
 

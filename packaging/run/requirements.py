@@ -16,6 +16,7 @@ RUNTIME = {
     "git": "git",
     "tmux": "tmux",
     "python3-aiohttp": "aiohttp",
+    "python3-cryptography": "cryptography",
     "python3-dbus-next": "dbus_next",
     "python3-git": "git",
     "python3-keyring": "keyring",

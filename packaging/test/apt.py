@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 RUNTIME = (
     "git",
     "python3-aiohttp",
+    "python3-cryptography",
     "python3-dbus-next",
     "python3-git",
     "python3-keyring",
@@ -21,9 +22,16 @@ RUNTIME = (
     "python3-sdnotify",
     "tmux",
 )
-TESTING = ("python3-coverage", "python3-pytest", "python3-pytest-asyncio", "python3-pytest-timeout", "python3-venv")
+TESTING = (
+    "groff",
+    "python3-coverage",
+    "python3-pytest",
+    "python3-pytest-asyncio",
+    "python3-pytest-timeout",
+    "python3-venv",
+)
 COMPILER = ("gcc", "libsystemd-dev", "pkg-config", "python3-dev")
-BUS = ("dbus", "dbus-user-session", "systemd")
+BUS = ("dbus", "dbus-user-session", "gnome-keyring", "python3-secretstorage", "systemd")
 BUILD = (
     "build-essential",
     "debhelper",

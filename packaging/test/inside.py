@@ -18,11 +18,12 @@ from types import FrameType
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from environments import MEASURE
+from process import NOT_POSSIBLE
+from tiers import PYTEST
+
 from machine.errors import MachineError, NotPossibleHere
 from machine.nspawn import Machine
 from machine.overlay import Bind
-from process import NOT_POSSIBLE
-from tiers import PYTEST
 
 ROOT = Path(__file__).resolve().parents[2]
 USER = "dev"

@@ -86,12 +86,22 @@ def _bus() -> list[Step]:
     return [pytest("bus")]
 
 
+def _machine() -> list[Step]:
+    command = [*pytest("machine", measured=False).command, "--ignore=tests/machine/test_vm.py"]
+    return [Step("pytest machine", tuple(command), OUT / "machine.xml", root=True, measured=False)]
+
+
 def _system() -> list[Step]:
     return [script("build the package", "packaging/deb.py"), in_machine("system")]
 
 
+def _vm_machinery() -> Step:
+    """Return the step that tests the virtual machine itself, which shares the vm tier's cached image."""
+    return pytest("vm", label="machinery", measured=False, extra="tests/machine/test_vm.py")
+
+
 def _vm() -> list[Step]:
-    return [script("build the package", "packaging/deb.py"), pytest("vm", measured=False)]
+    return [script("build the package", "packaging/deb.py"), pytest("vm", measured=False), _vm_machinery()]
 
 
 def _claude() -> list[Step]:
@@ -117,6 +127,15 @@ TIERS = (
         (MAIN, PYPI),
     ),
     Tier("bus", "the API on a private D-Bus daemon", 1, 3, "", _bus, (*_LOCAL, *apt.BUS)),
+    Tier(
+        "machine",
+        "throwaway machines, make run and make stop on both kinds of host",
+        3,
+        6,
+        "60 MB",
+        _machine,
+        (*_LOCAL, *apt.BUILD, *apt.MACHINE),
+    ),
     Tier(
         "system",
         "booted machine, .deb installed, ordinary user",

@@ -150,7 +150,7 @@ def test_remove_keeps_work_and_refuses_dirt(daemon: Daemon, project: str, reposi
     dirty = Path(record["worktree"]) / "README.md"
     dirty.write_text("changed by hand\n")
     said = daemon.refused(6, "instance", "remove", "sample/work", "--yes")
-    assert "not committed" in said
+    assert "uncommitted" in said
     assert dirty.exists()
     daemon.ok("instance", "remove", "sample/work", "--force", "--yes")
     assert not Path(record["worktree"]).exists()
