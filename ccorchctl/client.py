@@ -16,7 +16,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Final, Self
 
-from ccorchctl.failures import NO_BUS, Failure, from_bus
+from ccorchctl.failures import NO_BUS, NOT_RUNNING, Failure, from_bus, not_running
 from ccorchd.contract import (
     INSTANCE_INTERFACE,
     INSTANCE_PATH,
@@ -44,6 +44,11 @@ LONG: Final = 180.0
 _BUS_NAME: Final = "org.freedesktop.DBus"
 _BUS_PATH: Final = "/org/freedesktop/DBus"
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
+_SYSTEMD: Final = "org.freedesktop.systemd1"
+_UNITS: Final = "/org/freedesktop/systemd1/unit/"
+_NOBODY: Final = frozenset({f"{_BUS_NAME}.Error.ServiceUnknown", f"{_BUS_NAME}.Error.NameHasNoOwner"})
+_START_LOOK: Final = 0.4
+"""Seconds between looks at a daemon that is being started; less than its unit's RestartSec."""
 _OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
 
 
@@ -260,7 +265,7 @@ class Client:
             flags=self._flags,
         )
         try:
-            reply = await asyncio.wait_for(self._bus.call(message), self._timeout or timeout)
+            reply = await asyncio.wait_for(self._reply(message), self._timeout or timeout)
         except TimeoutError:
             raise from_bus("org.freedesktop.DBus.Error.Timeout", "", self.naming, member=member) from None
         except (EOFError, OSError):
@@ -269,8 +274,61 @@ class Client:
             raise from_bus("org.freedesktop.DBus.Error.Disconnected", "", self.naming)
         if reply.message_type is MessageType.ERROR:
             text = str(reply.body[0]) if reply.body else ""
+            if self._flags is MessageFlag.NO_AUTOSTART and reply.error_name in _NOBODY and destination != _BUS_NAME:
+                raise not_running(self.naming)
             raise from_bus(reply.error_name, text, self.naming, member=member)
         return [plain(part) for part in reply.body]
+
+    async def _reply(self, message: Any) -> Any:
+        """Return the reply to *message*. A daemon that cannot start never answers: then say so, and soon.
+
+        The bus waits for its own long time-out, because it learns nothing of a unit that fails and is tried again.
+        """
+        if message.destination == _BUS_NAME or message.flags is MessageFlag.NO_AUTOSTART:
+            return await self._bus.call(message)
+        call = asyncio.ensure_future(self._bus.call(message))
+        try:
+            while not (await asyncio.wait({call}, timeout=_START_LOOK))[0]:
+                if reason := await self._cannot_start():
+                    unit = self.naming.daemon_unit
+                    raise Failure(
+                        NOT_RUNNING,
+                        f"the daemon cannot start: {reason.rstrip('.')}",
+                        f"systemctl --user status {unit}; journalctl --user -u {unit} -n 20",
+                    )
+            return call.result()
+        finally:
+            call.cancel()
+
+    async def _cannot_start(self) -> str:
+        """Return why the daemon's unit fails again and again, "" when it does not, or nobody can tell."""
+        unit = [ord(c) for c in self.naming.daemon_unit]
+        path = _UNITS + "".join(chr(c) if chr(c).isalnum() else f"_{c:02x}" for c in unit)
+
+        async def ask(destination: str, path: str, interface: str, member: str, *body: str) -> Any:
+            question = Message(
+                destination=destination,
+                path=path,
+                interface=interface,
+                member=member,
+                signature="s" * len(body),
+                body=list(body),
+                flags=MessageFlag.NO_AUTOSTART,
+            )
+            answer = await asyncio.wait_for(self._bus.call(question), _START_LOOK)
+            good = answer is not None and answer.message_type is MessageType.METHOD_RETURN
+            return plain(answer.body[0]) if good else None
+
+        try:
+            if await ask(_BUS_NAME, _BUS_PATH, _BUS_NAME, "NameHasOwner", self.naming.bus_name) is not False:
+                return ""
+            service = await ask(_SYSTEMD, path, _PROPERTIES, "GetAll", "org.freedesktop.systemd1.Service")
+            state = await ask(_SYSTEMD, path, _PROPERTIES, "Get", "org.freedesktop.systemd1.Unit", "SubState")
+        except (TimeoutError, EOFError, OSError):
+            return ""
+        if not service or state not in ("auto-restart", "failed") or service.get("Result") == "success":
+            return ""
+        return str(service.get("StatusText") or f"its unit failed ({service['Result']})")
 
     async def _manager(self, member: str, signature: str = "", *body: Any, timeout: float = SHORT) -> Any:
         reply = await self._call(MANAGER_PATH, MANAGER_INTERFACE, member, signature, *body, timeout=timeout)

@@ -75,6 +75,16 @@ def printable(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split(" ")).strip()
 
 
+def not_running(naming: Naming) -> Failure:
+    """Return the failure of a call that was not to start the daemon, and found none."""
+    return Failure(
+        NOT_RUNNING,
+        f"the daemon is not running ({naming.bus_name})",
+        f"Start it: systemctl --user start {naming.daemon_unit}; "
+        f"look at it: systemctl --user status {naming.daemon_unit}",
+    )
+
+
 def from_bus(name: str, text: str, naming: Naming, *, member: str = "") -> Failure:
     """Translate a D-Bus error (*name*, *text*) that came back from a call of *member*.
 

@@ -150,6 +150,11 @@ def state_text(record: Record) -> str:
     return state
 
 
+def sentence(address: str, state: str, record: Record) -> str:
+    """Return ``shop/api is idle`` or ``shop/api failed: setup``; *state* is the text of its state."""
+    return f"{address} {state}" if record.get("state") == State.FAILED else f"{address} is {state}"
+
+
 def doing_text(record: Record) -> str:
     """Return what there is to say about an instance now: why it waits or failed, else what it does."""
     if record.get("state") in (State.WAITING, State.FAILED) and record.get("reason_text"):

@@ -373,7 +373,7 @@ class Orchestrator:
         check_variables(wish.variables, "the option variables")
         manager = await self._manager_env()
         async with self._create_lock:
-            name = check_name(name, "an instance") if name else self._free_name(project)
+            name = check_name(name, "an instance") if name else await self._free_name(project)
             record = await self._add_row(project, name, wish, file, manager, actor)
         # Nobody else can have it yet. Whoever stops or removes the instance meanwhile waits until it is whole.
         async with self._lock(record.id):
@@ -513,8 +513,10 @@ class Orchestrator:
             self.history.publish(stored, unit=self.instances.unit(record))
         self.removed.publish(record)
 
-    def _free_name(self, project: ProjectRecord) -> str:
+    async def _free_name(self, project: ProjectRecord) -> str:
         taken = {record.name for record in self.instances.records.values() if record.project_id == project.id}
+        # A removed instance leaves its branch behind when that holds work.
+        taken |= await self.worktrees.branches(Path(project.repository), "ccorch")
         for name in random_source.SystemRandom().sample(_MADE_UP, len(_MADE_UP)):
             if name not in taken:
                 return name

@@ -65,6 +65,12 @@ class Worktrees:
         """Return where the worktree of the instance *project*/*name* lies."""
         return self._data_dir / "worktrees" / project / name
 
+    async def branches(self, repository: Path, folder: str) -> set[str]:
+        """Return the branches whose names begin with *folder* and a slash, without these."""
+        prefix = f"refs/heads/{folder}/"
+        found = await self._look(lambda git: git.read(repository, "for-each-ref", "--format=%(refname)", prefix).text)
+        return {line.removeprefix(prefix) for line in found.splitlines()}
+
     async def create(
         self,
         repository: Path,
@@ -244,6 +250,6 @@ def _translated(work: Callable[[GitRun], T], git: GitRun) -> T:
         where = error.filename or "the disk"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CcorchError(
-                ErrorCode.NO_SPACE, f"No space is left for {where}", "Free some disk space, then try again."
+                ErrorCode.NO_SPACE, f"no space is left for {where}", "Free some disk space, then try again."
             ) from error
         raise CcorchError(ErrorCode.HOST_FAILED, f"{where} cannot be used: {error.strerror or error}") from error

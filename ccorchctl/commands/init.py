@@ -106,7 +106,8 @@ async def initialise(
     checks = await client.doctor()
     if out.human:
         print_checks(out, checks, only_trouble=True)
-    if row.get("setup") and not row.get("setup_agreed") and (context.options.yes or prompts.interactive()):
+    asks = row.get("setup") and not row.get("setup_agreed") and not project.broken(row)
+    if asks and (context.options.yes or prompts.interactive()):
         if await project.agree(context, client, row):
             out.note("Agreed.")
         row = await client.project(str(row["name"]))

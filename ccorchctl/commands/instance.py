@@ -13,7 +13,7 @@ from ccorchctl import prompts
 from ccorchctl.commands import Verbs, attach, project, view
 from ccorchctl.context import Context, Exec, Target
 from ccorchctl.failures import AWAY, Failure, usage
-from ccorchctl.output import doing_text, home, machine, one_line, state_text
+from ccorchctl.output import doing_text, home, machine, one_line, sentence, state_text
 from ccorchd.contract import INSTANCE_FIELDS, ErrorCode, Exit, State
 
 if TYPE_CHECKING:
@@ -190,6 +190,10 @@ async def create(
     try:
         path = await client.create_instance(project_name, name, **options)
     except Failure as failure:
+        if failure.code == ErrorCode.MISSING_PROGRAM and not options.get("agent") and "claude" in failure.message:
+            # The first thing that many will see; ccorch can be tried without an account all the same.
+            hint = f"{failure.hint} To look around without it: --agent demo."
+            raise Failure(failure.code, failure.message, hint) from None
         if failure.code != ErrorCode.SETUP_NOT_AGREED or not (context.options.yes or prompts.interactive()):
             raise
         if not await project.agree(context, client, await client.project(project_name)):
@@ -406,7 +410,8 @@ async def settle(
             done[target.object] = record
             if say:
                 text = one_line(doing_text(record))
-                context.out.note(f"{target.address} is {state_text(record)}{f' ({text})' if text else ''}")
+                state = sentence(target.address, state_text(record), record)
+                context.out.note(f"{state}{f' ({text})' if text else ''}")
 
     async with client.follow_instances() as signals:
         for target in targets:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ccorchctl import prompts
 from ccorchctl.commands import Verbs
 from ccorchctl.context import Context
-from ccorchctl.failures import Failure, usage
+from ccorchctl.failures import Failure, printable, usage
 from ccorchctl.output import Column, age, clean, home, machine, stamp
 from ccorchd.contract import PROJECT_FIELDS, ErrorCode
 
@@ -51,9 +51,17 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("name", metavar="PROJECT", help="name of the project")
 
 
+def broken(row: Any) -> str:
+    """Return what is wrong with the project's .ccorch.toml, or "": then there are lines, and nothing to agree to."""
+    lines = row.get("setup") or ()
+    return str(lines[0]) if lines and not row.get("setup_hash") and not row.get("setup_agreed") else ""
+
+
 def _setup(row: Any) -> str:
     if not row.get("setup"):
         return "none"
+    if broken(row):
+        return "ERROR"
     return "agreed" if row.get("setup_agreed") else "NOT AGREED"
 
 
@@ -108,7 +116,9 @@ async def run_add(context: Context) -> int:
         context.out.data(machine(row, PROJECT_FIELDS))
         return 0
     context.out.note(f"Project {row['name']}: {home(str(row['repository']))}{' (registered already)' if known else ''}")
-    if row.get("setup") and not row.get("setup_agreed"):
+    if error := broken(row):
+        context.out.warn(f"Its .ccorch.toml cannot be used: {printable(error)}")
+    elif row.get("setup") and not row.get("setup_agreed"):
         context.out.note(f"Next: ccorchctl project agree {row['name']}")
     return 0
 
@@ -127,9 +137,11 @@ async def run_show(context: Context) -> int:
             ("Repository", clean(str(row["repository"]))),
             ("Created", f"{stamp(created)} ({age(created)})" if created else ""),
             ("Instances", str(row.get("instances", 0))),
-            ("Set-up", _setup(row)),
+            ("Set-up", clean(broken(row)) or _setup(row)),
         ]
     )
+    if broken(row):
+        return 0
     print_steps(context, row)
     if row.get("setup") and not row.get("setup_agreed"):
         out.note(f"Agree to them: ccorchctl project agree {row['name']}")
@@ -146,6 +158,8 @@ def print_steps(context: Context, row: dict[str, Any]) -> None:
 
 async def agree(context: Context, client: Client, row: dict[str, Any]) -> bool:
     """Show the steps and have the user agree; return False for a no, raise SetupNotAgreed if nobody can be asked."""
+    if error := broken(row):
+        raise Failure(ErrorCode.CONFIG_INVALID, error, "Mend the file; then it shows what there is to agree to.")
     context.out.note(f"Set-up steps of {row['name']}, from .ccorch.toml in {home(str(row['repository']))}:")
     print_steps(context, row)
     if not context.options.yes:

@@ -15,7 +15,7 @@ from ccorchctl.commands.init import initialise
 from ccorchctl.commands.instance import AGENT_HELP, SETTLED, create, given_text, removed_text, settle
 from ccorchctl.context import Context, Target
 from ccorchctl.failures import Failure, usage
-from ccorchctl.output import clean, count, doing_text, home, machine, one_line, state_text
+from ccorchctl.output import clean, count, doing_text, home, machine, one_line, sentence
 from ccorchd.contract import INSTANCE_FIELDS, ErrorCode, Exit, State
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _summary(
     out = context.out
     out.line()
     text = one_line(doing_text(record))
-    out.line(f"{target.address} is {out.state(record, state_text(record))}{f': {text}' if text else ''}")
+    out.line(f"{sentence(target.address, out.state(record), record)}{f': {text}' if text else ''}")
     out.line(f"{count(len(commits), 'commit')} on {clean(str(record.get('branch', '')))}")
     for commit, subject in commits[:_SHOWN]:
         out.fitted(f"{commit[:9]}  {one_line(subject)}", indent=2)

@@ -25,6 +25,7 @@ from ccorchctl.output import (
     home,
     machine,
     one_line,
+    sentence,
     size,
     stamp,
     state_text,
@@ -329,7 +330,8 @@ async def run_why(context: Context) -> int:
     else:
         text = one_line(doing_text(record))
         ago = f" ({age(record['since'])})" if record.get("since") else ""
-        out.line(f"{out.paint(address, 'bold')} is {out.state(record)}{ago}{f': {text}' if text else ''}")
+        head = sentence(out.paint(address, "bold"), out.state(record), record)
+        out.line(f"{head}{ago}{f': {text}' if text else ''}")
     out.line()
     journal = Journal(out, place=False)
     if len(rows) > _HEAD + _TAIL and not context.options.full:

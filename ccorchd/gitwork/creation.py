@@ -47,7 +47,7 @@ def create(git: GitRun, root: Path, path: Path, branch: str, base: str, *, reuse
     if exists and not reuse:
         raise CcorchError(
             ErrorCode.BRANCH_IN_USE,
-            f"There is a branch {branch} in {root} already",
+            f"there is a branch {branch} in {root} already",
             f"Choose another name; or, when its work is merged: git -C {root} branch -d {branch}",
         )
     made = "" if exists else branch
@@ -91,16 +91,16 @@ def _refusal(git: GitRun, answer: Answer, root: Path, path: Path, branch: str, b
     errors = answer.errors
     why = reason(errors)
     if f"a branch named '{branch}' already exists" in errors:
-        return CcorchError(ErrorCode.BRANCH_IN_USE, f"There is a branch {branch} in {root} already")
+        return CcorchError(ErrorCode.BRANCH_IN_USE, f"there is a branch {branch} in {root} already")
     if "cannot lock ref" in errors and "cannot create" in errors:
         return CcorchError(
             ErrorCode.BRANCH_IN_USE,
-            f"The branch {branch} cannot be made in {root}: another branch's name is in its way",
+            f"the branch {branch} cannot be made in {root}: another branch's name is in its way",
             f"git says: {why}",
         )
     if "already checked out at" in errors or "already used by worktree at" in errors:
         return CcorchError(
-            ErrorCode.BRANCH_IN_USE, f"The branch {branch} is in use by another worktree", f"git says: {why}"
+            ErrorCode.BRANCH_IN_USE, f"the branch {branch} is in use by another worktree", f"git says: {why}"
         )
     if any(words in why for words in _NO_COMMIT):
         if git.read(root, "rev-parse", "--verify", "--quiet", "HEAD", accept=(0, 1)).status:
@@ -117,12 +117,12 @@ def _refusal(git: GitRun, answer: Answer, root: Path, path: Path, branch: str, b
     if "fatal: " not in errors and git_folders(path) is not None and _has_hook(git, path):
         return CcorchError(
             ErrorCode.GIT_FAILED,
-            f"The post-checkout hook of {root} failed with status {answer.status}: {why}",
+            f"the post-checkout hook of {root} failed with status {answer.status}: {why}",
             "Make the hook work for a new worktree, or let it end with status 0.",
         )
     if "unable to write file" in errors and _too_big(git, root, path, base):
         return CcorchError(
-            ErrorCode.NO_SPACE, f"No space is left for the worktree {path}", "Free some disk space, then try again."
+            ErrorCode.NO_SPACE, f"no space is left for the worktree {path}", "Free some disk space, then try again."
         )
     return failure(answer, root)
 

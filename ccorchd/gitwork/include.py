@@ -47,7 +47,7 @@ def copy_included(git: GitRun, root: Path, path: Path) -> list[str]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CcorchError(
-                ErrorCode.NO_SPACE, f"No space is left for {path / name}", "Free some disk space, then try again."
+                ErrorCode.NO_SPACE, f"no space is left for {path / name}", "Free some disk space, then try again."
             ) from error
         raise CcorchError(
             ErrorCode.HOST_FAILED, f"{name}, which {INCLUDE_FILE} names, cannot be copied: {error.strerror}"

@@ -114,7 +114,7 @@ def _separate(git: GitRun, where: Path) -> Path:
             return Path(common, os.fsdecode(told.output).rstrip("\n"))
     raise CcorchError(
         ErrorCode.NOT_A_REPOSITORY,
-        f"The main checkout of the repository at {where} cannot be found",
+        f"the main checkout of the repository at {where} cannot be found",
         "Give the folder of the main checkout.",
     )
 

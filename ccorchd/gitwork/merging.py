@@ -31,7 +31,7 @@ def merge(git: GitRun, root: Path, branch: str, *, timeout: float) -> str:
     """
     tip = branch_tip(git, root, branch)
     if tip is None:
-        raise CcorchError(ErrorCode.INVALID_ARGUMENT, f"There is no branch {branch} in {root}")
+        raise CcorchError(ErrorCode.INVALID_ARGUMENT, f"there is no branch {branch} in {root}")
     found = _ready(git, root)
     if _contains(git, root, found.head, tip):
         return found.head
@@ -53,14 +53,14 @@ def merge(git: GitRun, root: Path, branch: str, *, timeout: float) -> str:
         files = [line.strip() for line in answer.errors.splitlines() if line.startswith("\t")]
         raise CcorchError(
             ErrorCode.WORKTREE_DIRTY,
-            f"The merge of {branch} would overwrite files in {root}: {work.show_paths(files)}",
+            f"the merge of {branch} would overwrite files in {root}: {work.show_paths(files)}",
             "Move them away or commit them, then merge again.",
         )
     if "Not committing merge" in answer.errors:
         said = [line for line in answer.errors.splitlines() if line.strip() and "Not committing merge" not in line]
         raise CcorchError(
             ErrorCode.GIT_FAILED,
-            f"A hook of {root} refused to merge {branch}: {said[-1].strip() if said else 'it gave no reason'}",
+            f"a hook of {root} refused to merge {branch}: {said[-1].strip() if said else 'it gave no reason'}",
             f"It is one of pre-merge-commit, prepare-commit-msg and commit-msg; see git -C {root} merge {branch}",
         )
     raise failure(answer, root)
@@ -72,7 +72,7 @@ def _ready(git: GitRun, root: Path) -> work.Status:
         if folders and os.path.lexists(folders.private / name):
             raise CcorchError(
                 ErrorCode.WRONG_STATE,
-                f"A {operation} is under way in {root}",
+                f"a {operation} is under way in {root}",
                 f"Finish it, or call it off: git -C {root} {operation} --abort",
             )
     found = work.status(git, root, untracked=False, submodules="dirty")

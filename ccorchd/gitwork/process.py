@@ -153,7 +153,7 @@ class GitRun:
     def pause(self, seconds: float) -> None:
         """Wait; raise ``Timeout`` if the operation is stopped meanwhile."""
         if self.stop.wait(seconds):
-            raise CcorchError(ErrorCode.TIMEOUT, "The git operation was called off")
+            raise CcorchError(ErrorCode.TIMEOUT, "the git operation was called off")
 
     def _run(
         self,
@@ -165,7 +165,7 @@ class GitRun:
         limit: int,
     ) -> Answer:
         if self.stop.is_set():
-            raise CcorchError(ErrorCode.TIMEOUT, "The git operation was called off")
+            raise CcorchError(ErrorCode.TIMEOUT, "the git operation was called off")
         with contextlib.ExitStack() as stack:
             source: BinaryIO | None = None
             if stdin:
@@ -224,7 +224,7 @@ class _Reading:
                 "Something it runs may hang: a hook, a filter, or a slow disk.",
             )
         if outcome == "stopped":
-            raise CcorchError(ErrorCode.TIMEOUT, "The git operation was called off")
+            raise CcorchError(ErrorCode.TIMEOUT, "the git operation was called off")
         errors = b"".join(self._parts["errors"]).decode("utf-8", "replace")
         return Answer(status, b"".join(self._parts["output"]), errors, outcome == "full")
 
@@ -297,7 +297,7 @@ def failure(answer: Answer, where: Path) -> CcorchError:
     errors = answer.errors
     why = reason(errors)
     if any(words in errors for words in _SPACE):
-        return CcorchError(ErrorCode.NO_SPACE, f"No space is left for {where}", "Free some disk space, then try again.")
+        return CcorchError(ErrorCode.NO_SPACE, f"no space is left for {where}", "Free some disk space, then try again.")
     if owned := _OWNED.search(errors):
         return CcorchError(
             ErrorCode.NOT_ALLOWED,

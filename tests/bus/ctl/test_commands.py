@@ -379,7 +379,7 @@ def test_why(ctl: Ctl, world: Any) -> None:
     world.event("too much detail", instance="shop/api", priority=7)
     world.event("waiting for permission: Bash rm -rf build", instance="shop/api", priority=5)
     lines = ctl("why", "shop/api").out.splitlines()
-    assert lines[0] == "shop/api is waiting: permission, since 3 min ago: Bash rm -rf build"
+    assert lines[0] == "shop/api is waiting: permission (3 min ago): Bash rm -rf build"
     assert lines[-1] == "More: journalctl --user -u ccorch-shop.api.scope"
     assert len(lines) == 7
     data = ctl("why", "shop/api", "-o", "json").data
@@ -452,6 +452,33 @@ def test_project_agree(ctl: Ctl, world: Any) -> None:
     assert ctl("project", "agree", "shop", "--yes").out.endswith("Agreed.\n")
     assert world.called("AgreeSetup") == [("h1",)]
     assert "already" in ctl("project", "agree", "shop").out
+
+
+def test_project_whose_file_is_broken(ctl: Ctl, world: Any, project_folder: Path) -> None:
+    """The daemon hands out the error in place of the steps, and no hash: there is nothing to agree to."""
+    error = "/srv/shop/.ccorch.toml:2: setup.stepz: unknown key"
+    world.projects[1] |= {"setup": [error], "setup_hash": "", "setup_agreed": False}
+    assert "ERROR" in ctl("projects").out.splitlines()[2]
+    shown = ctl("project", "show", "shop").out
+    assert f"Set-up: {error}" in shown
+    assert "agree" not in shown
+    failed(ctl("project", "agree", "shop", "--yes"), 2, "stepz")
+    assert not world.called("AgreeSetup")
+    assert error in ctl("project", "add", str(project_folder)).err
+
+
+def test_project_add_does_nothing_else(ctl: Ctl, world: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "fresh"
+    folder.mkdir()
+    assert ctl("project", "add", str(folder), "--name", "fresh-one").out == f"Project fresh-one: {folder}\n"
+    assert world.called("RegisterProject") == [(str(folder), {"name": "fresh-one"})]
+    assert not world.called("PrepareHost")
+    assert not list(folder.iterdir())
+    assert "registered already" in ctl("project", "add", str(folder)).out
+    assert ctl("project", "add", str(folder), "-o", "json").data["name"] == "fresh-one"
+    failed(ctl("project", "add", str(folder), "--name", "other"), 5, "never renamed")
+    failed(ctl("project", "add", str(tmp_path / "nowhere")), 2, "no folder")
+    failed(ctl("project", "add"), 2, "needs PATH")
 
 
 def test_project_remove(ctl: Ctl, world: Any) -> None:

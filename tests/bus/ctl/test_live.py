@@ -83,7 +83,7 @@ def test_wait_notices_an_unwanted_end(background: Callable[..., Background], ser
     waiting = background("wait", "shop/api", "shop/web", "--until", "idle,waiting")
     waiting.line()
     server.becomes("shop/web", "failed", reason="out-of-memory", reason_text="node (PID 7) was killed")
-    assert waiting.end() == (1, "shop/web is failed: out of memory (node (PID 7) was killed)\n", "")
+    assert waiting.end() == (1, "shop/web failed: out of memory (node (PID 7) was killed)\n", "")
 
 
 def test_wait_notices_a_removal(background: Callable[..., Background], server: Any) -> None:
