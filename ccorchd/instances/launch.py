@@ -209,6 +209,15 @@ def process_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
+def process_environment(pid: int) -> dict[str, str]:
+    """Return what *pid* was started with (proc_pid_environ(5)); nothing if it is gone or somebody else's."""
+    try:
+        text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="surrogateescape")
+    except OSError:
+        return {}
+    return {name: value for name, equals, value in (word.partition("=") for word in text.split("\0")) if equals}
+
+
 def boot_id() -> str:
     """Return the kernel's id of this boot (random(4)): what tells a reboot from a death."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

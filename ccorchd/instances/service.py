@@ -36,6 +36,7 @@ from ccorchd.instances.launch import (
     in_scope,
     instance_paths,
     process_alive,
+    process_environment,
     remove_runtime,
     tmux_socket,
 )
@@ -150,7 +151,9 @@ class Instances:
             self._sampler.started(instance_id)
             if await self._secrets_for(record):
                 record.options["api_key"] = "stored"
-            launch = await asyncio.to_thread(agent.prepare, record, paths, resume=record.started, prompt=prompt)
+            # All that it will see, not only what is its own: HOME or its configuration's place may be the project's.
+            whole = replace(record, environment=dict(environment))
+            launch = await asyncio.to_thread(agent.prepare, whole, paths, resume=record.started, prompt=prompt)
             live.tmux, live.pid = await self._launcher.launch(
                 record,
                 paths,
@@ -258,9 +261,12 @@ class Instances:
 
         live.watch = PidWatch(live.pid, died)
         record = self._record(instance_id)
-        live.status_file = self._agent(record).status_file(record)
+        whole = replace(record, environment=record.environment | process_environment(live.pid))
+        live.status_file = self._agent(record).status_file(whole)
         if live.status_file is not None:
             self._status_files.follow(live.status_file, status_changed)
+            # What fires no hook, Esc for example, may have happened while nobody watched.
+            status_changed()
 
     async def _read_status(self, instance_id: int, live: Live, *, settled: bool = False) -> None:
         """Take in what the agent's status file says, while its process lives (the file is stale after SIGKILL)."""

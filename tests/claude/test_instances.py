@@ -80,6 +80,10 @@ class Desk:
         number = self.daemon.instance(address)["object"].rpartition("i")[2]
         return self.daemon.naming.runtime_dir / "i" / number / "tmux.sock"
 
+    def status(self) -> str:
+        """Return what the live session files hold."""
+        return "".join(file.read_text() for file in (self.config / "sessions").glob("*.json"))
+
     def worktree(self, address: str) -> Path:
         return Path(self.daemon.instance(address)["worktree"])
 
@@ -364,6 +368,18 @@ def test_turn_that_ends_while_nobody_listens_is_told_afterwards(desk: Desk) -> N
     assert not list(number.rglob("*.json"))
 
 
+def test_interrupt_while_the_daemon_is_away_is_seen_afterwards(desk: Desk) -> None:
+    address = desk.create("escaped", "[slow 600]")
+    desk.api.wait_for("[slow")
+    desk.daemon.wait_state(address, "working")
+    terminal = desk.tmux_socket(address)
+    os.kill(desk.daemon.pid, signal.SIGSTOP)
+    run("tmux", "-S", str(terminal), "send-keys", "-t", "%0", "Escape")
+    eventually("it is idle", lambda: '"status":"idle"' in desk.status())
+    desk.daemon.kill()
+    desk.idle(address)
+
+
 def test_restart_of_the_daemon_leaves_an_idle_one_usable(desk: Desk) -> None:
     address = desk.create("stays")
     before = desk.idle(address)
@@ -449,3 +465,18 @@ def test_users_own_configuration_is_only_added_to(tmp_path: Path) -> None:
     assert kept["projects"]["/somewhere/else"].items() >= own["projects"]["/somewhere/else"].items()
     assert file.stat().st_mode & 0o777 == 0o600
     assert (home / ".claude/settings.json").read_text() == '{"theme": "light"}'
+
+
+def test_project_may_say_where_its_configuration_is(tmp_path: Path) -> None:
+    config = tmp_path / "elsewhere"
+    with set_up("where", tmp_path, CCORCH_CLAUDE_CONFIG_DIR="") as desk:
+        (desk.repository / ".ccorch.toml").write_text(
+            f'[environment]\nCLAUDE_CONFIG_DIR = "{config}"\nANTHROPIC_BASE_URL = "{desk.api.url}"\n'
+        )
+        desk.daemon.ok("project", "agree", "sample", "--yes")
+        desk.daemon.ok("instance", "create", "sample/there", "--prompt", "[slow 600]")
+        desk.api.wait_for("[slow")
+        desk.daemon.wait_state("sample/there", "working")
+        desk.daemon.ok("instance", "interrupt", "sample/there")
+        desk.idle("sample/there")
+    assert (config / ".claude.json").exists()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ccorchd.agents.base import Launch
-from ccorchd.instances.launch import SETUP_EXIT, boot_id, in_scope, launch_script, process_alive
+from ccorchd.instances.launch import SETUP_EXIT, boot_id, in_scope, launch_script, process_alive, process_environment
 
 
 def run_script(tmp_path: Path, launch: Launch, setup: list[str]) -> subprocess.CompletedProcess[str]:
@@ -65,3 +65,11 @@ def test_processes_are_seen_as_they_are() -> None:
     assert not in_scope(os.getpid(), "ccorch-none.none.scope")
     assert not in_scope(2**22 + 1, "ccorch-none.none.scope")
     assert len(boot_id()) == 36
+
+
+def test_environment_of_a_process() -> None:
+    with subprocess.Popen(["/bin/sh", "-c", "read -r _"], stdin=subprocess.PIPE, env={"A": "x=ä\ny", "B": ""}) as child:
+        seen = process_environment(child.pid)
+        assert (seen["A"], seen["B"]) == ("x=ä\ny", "")
+        child.communicate(b"\n", timeout=60)
+    assert process_environment(child.pid) == {}
