@@ -204,12 +204,12 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "logs.lines_per_10s", Kind.INT, 200,
         "How many journal lines one instance may cause in ten seconds. What is above is counted and the count is "
         "logged; the events shown by ccorchctl are kept in any case.",
-        reload=False, least=1, most=100_000,
+        least=1, most=100_000,
     ),
     Setting(
         "events.text_limit", Kind.SIZE, 16384,
         "How much of one text (a prompt, a last message, a tool's result) is kept in an event; the rest is cut off.",
-        reload=False, least=256, most=1024**2,
+        least=256, most=1024**2,
     ),
     Setting(
         "usage.interval", Kind.SECONDS, 1.0,
@@ -224,22 +224,21 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(
         "claude.command", Kind.TEXT, "claude",
         "The program that the agent claude runs: a name that is looked for in the instance's PATH, or a path.",
-        reload=False, check=_check_command,
+        check=_check_command,
     ),
     Setting(
         "claude.permission_mode", Kind.TEXT, "default",
         "The permission mode that Claude Code starts in.",
-        reload=False, choices=("default", "acceptEdits", "plan", "auto", "dontAsk", "bypassPermissions"),
+        choices=("default", "acceptEdits", "plan", "auto", "dontAsk", "bypassPermissions"),
     ),
     Setting(
         "claude.model", Kind.TEXT, "",
         "The model that Claude Code is told to use. Empty: its own choice.",
-        reload=False,
     ),
     Setting(
         "claude.config_dir", Kind.TEXT, "",
         "The folder for Claude Code's settings and log-in (its CLAUDE_CONFIG_DIR). Empty: the user's own, ~/.claude.",
-        reload=False, check=_check_folder,
+        check=_check_folder,
     ),
     Setting(
         "daemon.shutdown_timeout", Kind.SECONDS, 30.0,

@@ -21,7 +21,7 @@ from ccorchd.background import Background
 from ccorchd.bus.guard import Guard
 from ccorchd.bus.manager import ManagerInterface
 from ccorchd.bus.server import Server
-from ccorchd.contract import ErrorCode, Naming
+from ccorchd.contract import Naming
 from ccorchd.doctor import Doctor
 from ccorchd.errors import CcorchError
 from ccorchd.events import Broadcast
@@ -125,12 +125,8 @@ class Daemon:
         self._notify("READY=1")
         took = time.monotonic() - self._began
         running = sum(record.state.running for record in instances.records.values())
-        await history.record(
-            Event(
-                "daemon.started",
-                f"ccorchd {__version__} ready after {took:.2f} s, {running} instances running",
-                priority=5,
-            )
+        await _tell(
+            history, "daemon.started", f"ccorchd {__version__} ready after {took:.2f} s, {running} instances running"
         )
         # Beside the API: ten slow starts after a reboot must not hold up whoever asks, nor meet the unit's time-out.
         background.spawn(orchestrator.resume_all(lost), "resumption")
@@ -145,7 +141,7 @@ class Daemon:
         guard = Guard(bus, parts.history)
 
         async def reload() -> None:
-            await self._reload(settings, parts.history)
+            await self._reload(settings, parts)
 
         def quit_soon() -> None:
             self._quit = True
@@ -181,25 +177,33 @@ class Daemon:
                 return
             _log.warning("the bus is gone; connecting again")
             self._notify("STATUS=The bus is gone; connecting again. Instances go on.")
-            await server.stop(self._naming.bus_name, drain=0)
-            bus = await self._reconnect()
-            if self._stop.is_set():
+            server.detach()
+            fresh = await self._reconnect(parts, systemd, settings, background)
+            if fresh is None:
                 return
-            await systemd.rebind(bus)
-            server = await self._face(bus, parts, settings, background)
+            bus, server = fresh
             self._status(parts.orchestrator.instances)
 
-    async def _reconnect(self) -> Bus:
+    async def _reconnect(
+        self, parts: _Face, systemd: Systemd, settings: config.Config, background: Background
+    ) -> tuple[Bus, Server] | None:
+        """Put the API on a new connection as soon as there is one; None when told to stop before."""
         delay = _RECONNECT_FIRST
         while True:
+            bus = None
             try:
-                return await Bus.connect()
+                bus = await Bus.connect()
+                await systemd.rebind(bus)
+                parts.secrets.rebind(bus)
+                return bus, await self._face(bus, parts, settings, background)
             except CcorchError as error:
                 _log.debug("no bus yet: %s", error.message)
+                if bus is not None:
+                    await bus.close()
             try:
                 async with asyncio.timeout(delay):
                     await self._stop.wait()
-                raise CcorchError(ErrorCode.SHUTTING_DOWN, "stopped while the bus was away")
+                return None
             except TimeoutError:
                 delay = min(delay * 2, _RECONNECT_MOST)
 
@@ -216,14 +220,16 @@ class Daemon:
         needs = f", {waiting} waiting for a person" if waiting else ""
         self._notify(f"STATUS={len(running)} of {len(instances.records)} instances running{needs}")
 
-    async def _reload(self, settings: config.Config, history: History) -> None:
+    async def _reload(self, settings: config.Config, parts: _Face) -> None:
         """Read the settings again; an error leaves the old ones in force and is the caller's answer."""
         fresh = config.load(self._naming.config_dir, os.environ)
         applied, waiting = settings.adopt(fresh)
+        parts.orchestrator.instances.agents = agents.registry(settings)
+        parts.history.limit_journal(int(settings["logs.lines_per_10s"]))
         words = f"settings read again: {', '.join(applied) or 'no change'}"
         if waiting:
             words += f"; {', '.join(waiting)} need a restart of ccorchd"
-        await history.record(Event("daemon.reloaded", words, priority=5))
+        await parts.history.record(Event("daemon.reloaded", words, priority=5))
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -239,10 +245,14 @@ class Daemon:
 
     async def _stop_own_unit(self, systemd: Systemd) -> None:
         """End for good: with Restart=always only a stop job does. Outside systemd just stop."""
-        if os.environ.get("NOTIFY_SOCKET"):
-            await systemd.stop_unit_soon(self._naming.daemon_unit)
-        else:
-            self._stop.set()
+        try:
+            if os.environ.get("NOTIFY_SOCKET"):
+                await systemd.stop_unit_soon(self._naming.daemon_unit)
+                return
+        except CcorchError as error:
+            # Going, and coming back by Restart=always, is better than staying and refusing everything.
+            _log.error("the own unit could not be stopped: %s", error.message)
+        self._stop.set()
 
     async def _leave(self, parts: _Face, systemd: Systemd, settings: config.Config) -> None:
         """Go in stages: no new calls; the instances, if the unit was stopped on purpose; then let go of everything."""
@@ -255,7 +265,7 @@ class Daemon:
         words = "instances go on" if keep else "stopping all instances"
         try:
             async with asyncio.timeout(limit):
-                await parts.history.record(Event("daemon.stopping", f"ccorchd stops; {words}", priority=5))
+                await _tell(parts.history, "daemon.stopping", f"ccorchd stops; {words}")
                 if not keep:
                     await orchestrator.shutdown(why="ccorchd was stopped")
                 orchestrator.stopping = True
@@ -268,6 +278,14 @@ class Daemon:
         await systemd.close()
         if parts.bus is not None:
             await parts.bus.close()
+
+
+async def _tell(history: History, kind: str, message: str) -> None:
+    """Record something about the daemon itself; a full disk must not keep it from starting or stopping."""
+    try:
+        await history.record(Event(kind, message, priority=5))
+    except CcorchError as error:
+        _log.error("%s (not recorded: %s)", message, error.message)
 
 
 class _Face:

@@ -21,6 +21,10 @@ class History:
         self._journal = journal
         self._added = added
 
+    def limit_journal(self, lines: int) -> None:
+        """Let each instance cause at most *lines* journal lines in ten seconds from now on."""
+        self._journal.limit = lines
+
     async def record(self, event: Event, *, unit: str | None = None) -> Event | None:
         """Store and publish *event*; return it with its id, or None if its ``uid`` had been stored before."""
 

@@ -119,12 +119,17 @@ class Guard:
             task.add_done_callback(self._running.discard)
 
     async def drain(self, timeout: float) -> None:
-        """Wait at most *timeout* seconds for calls that are being handled, then cancel the rest."""
+        """Wait at most *timeout* seconds for calls that are being handled, then cancel the rest.
+
+        Returns when those have undone what they had begun and stand in the audit trail: both need what is closed next.
+        """
         others = {task for task in self._running if task is not asyncio.current_task()}
         if others:
             _, late = await asyncio.wait(others, timeout=timeout)
             for task in late:
                 task.cancel()
+            if late:
+                await asyncio.wait(late)
 
 
 def _shown(argument: Any) -> Any:

@@ -56,10 +56,14 @@ class Server:
         ]
         await self._bus.request_name(name)
 
-    async def stop(self, name: str, *, drain: float) -> None:
-        """Take no new calls, let running ones finish for *drain* seconds, and leave the bus quietly."""
+    def detach(self) -> None:
+        """Tell the bus nothing more, since it is gone. Calls that are under way go on to their end."""
         for cancel in self._cancels:
             cancel()
+
+    async def stop(self, name: str, *, drain: float) -> None:
+        """Take no new calls, let running ones finish for *drain* seconds, and leave the bus quietly."""
+        self.detach()
         if not self._bus.closed.is_set():
             await self._bus.release_name(name)
         await self._guard.drain(drain)

@@ -211,6 +211,12 @@ class _MessageBus(_UntypedMessageBus):  # type: ignore[misc]  # what types dbus-
         if msg.message_type == MessageType.ERROR:
             self._hide_traceback(msg)
         msg.body = _sendable(msg.body)
+        if self._disconnected:
+            # dbus-next would watch a descriptor that is closed, or that is somebody else's by now: with a call that
+            # outlives its connection the loop spins, or the next connection loses its writer.
+            late: asyncio.Future[None] = self._loop.create_future()
+            late.set_result(None)
+            return late
         future: asyncio.Future[None] = super().send(msg)
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         return future

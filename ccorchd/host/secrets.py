@@ -206,6 +206,10 @@ class Secrets:
         self._file = EncryptedFile(state_dir, config_dir, environment)
         self._order = asyncio.Lock()
 
+    def rebind(self, bus: Bus) -> None:
+        """Look for the desktop's keyring on *bus* from now on."""
+        self._bus = bus
+
     async def get(self, name: str) -> str | None:
         """Return a secret, or None; raise ``NotReady`` if it lies in a keyring that is locked."""
         check_secret_name(name)

@@ -152,9 +152,17 @@ async def test_a_lost_bus_ends_waiting_calls_and_says_so(daemon: Daemon, bus: Bu
         await asyncio.wait_for(waiting, 5)
     assert caught.value.code == ErrorCode.HOST_FAILED
     await asyncio.wait_for(bus.closed.wait(), 5)
+    # The answer to a call that outlives its connection goes nowhere, and nobody watches the descriptor for it.
+    descriptor = bus.raw._fd
+    await asyncio.wait_for(bus.raw.send(Message.new_signal("/a", "a.b", "C")), 5)
+    assert not asyncio.get_running_loop().remove_writer(descriptor)
     with pytest.raises(CcorchError):
         await client.call(NAME, PATH, NAME, "Echo", "s", "x")
     client.emit(PATH, NAME, "Nobody")
+    # The answer to a call that outlives its connection goes nowhere, and nobody watches the old descriptor for it.
+    descriptor = bus.raw._fd
+    await asyncio.wait_for(bus.raw.send(Message.new_signal(PATH, NAME, "Late")), 5)
+    assert not asyncio.get_running_loop().remove_writer(descriptor)
     service.release.set()
 
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -249,7 +250,9 @@ def test_a_comment_or_text_is_not_taken_for_the_line(tmp_path: Path) -> None:
     assert refused(tmp_path).message.startswith(f"{path}:7: ")
 
 
-def test_reload_changes_only_what_it_may(tmp_path: Path) -> None:
+def test_reload_changes_only_what_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = (replace(each, reload=False) if each.key == "claude.model" else each for each in SETTINGS)
+    monkeypatch.setattr(settings, "SETTINGS", tuple(fixed))
     config = load(tmp_path, {})
     path = write(tmp_path, "instances.max = 3\nclaude.model = 'm'\n")
     assert config.adopt(load(tmp_path, {})) == (["instances.max"], ["claude.model"])
