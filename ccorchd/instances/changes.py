@@ -60,7 +60,7 @@ class Changes:
         stopping, stopped or failed; what it says is still recorded.
         """
         event = Event(
-            kind=change.kind or "agent.report",
+            kind=change.kind,
             message=change.message,
             actor=actor,
             priority=change.priority,

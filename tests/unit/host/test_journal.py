@@ -9,15 +9,19 @@ import re
 import shutil
 import socket
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ccorchd import projectfile
+from ccorchd.config import SETTINGS
 from ccorchd.host.journal import MESSAGE_IDS, Journal, JournalHandler
 from ccorchd.model import Event
 
-CATALOG = Path(__file__).resolve().parents[3] / "units/catalog/ccorch.catalog"
+ROOT = Path(__file__).resolve().parents[3]
+CATALOG = ROOT / "units/catalog/ccorch.catalog"
 
 
 class Journald:
@@ -211,6 +215,21 @@ def test_logging(journal: Journal, journald: Journald) -> None:
     assert (failed["PRIORITY"], careful["PRIORITY"], detail["PRIORITY"]) == ("3", "4", "7")
     assert careful["LOGGER"] == "ccorchd.test"
     assert careful["CODE_FILE"] == __file__
+
+
+def test_each_kind_of_event_has_an_id_and_each_id_a_kind() -> None:
+    """What the sources call an event: a literal of one of these families that is no key of a settings file."""
+    kind = re.compile(r'"((?:agent|instance|setup|daemon|audit|project|journal)\.[a-z_]+)"')
+    sources = [path for path in (ROOT / "ccorchd").rglob("*.py") if path.name != "journal.py"]
+    written = {found for path in sources for found in kind.findall(path.read_text(encoding="utf-8"))}
+    keys = {setting.key for setting in SETTINGS} | set(projectfile.KEYS)
+    assert written - keys == set(MESSAGE_IDS) - {"journal.dropped"}
+
+
+def test_ids_are_random() -> None:
+    """As systemd-id128(1) makes them: version 4, so that nobody else has them."""
+    assert {uuid.UUID(text).version for text in MESSAGE_IDS.values()} == {4}
+    assert len(set(MESSAGE_IDS.values())) == len(MESSAGE_IDS)
 
 
 def test_the_catalog_explains_each_id_once() -> None:
