@@ -129,12 +129,12 @@ TIERS = (
     Tier("bus", "the API on a private D-Bus daemon", 1, 3, "", _bus, (*_LOCAL, *apt.BUS)),
     Tier(
         "machine",
-        "throwaway machines, make run and make stop on both kinds of host",
+        "make run and make stop, and a newcomer on a clean Debian 12",
         3,
-        6,
-        "60 MB",
+        8,
+        "400 MB",
         _machine,
-        (*_LOCAL, *apt.BUILD, *apt.MACHINE),
+        (*_LOCAL, *apt.BUILD, *apt.MACHINE, "mmdebstrap"),
     ),
     Tier(
         "system",
