@@ -588,9 +588,12 @@ class Orchestrator:
         self._check_open()
         async with self._lock(instance_id):
             with self._room(self._by_id(instance_id)):
-                await self.instances.stop(instance_id, actor=actor, why="restarting")
+                await self._take_environment(self._by_id(instance_id), environment)
                 record = self._by_id(instance_id)
-                await self._take_environment(record, environment)
+                # What a launch would be refused for is found out while the agent still runs.
+                composed, _ = await self._compose(record)
+                self.instances.agent(record.agent).check(composed, record.options)
+                await self.instances.stop(instance_id, actor=actor, why="restarting")
                 await self._changes.apply(instance_id, Change(), columns={"restarts": record.restarts + 1})
                 await self._launch(instance_id, prompt="", actor=actor, why="restarted")
 
@@ -707,6 +710,15 @@ class Orchestrator:
         """Start the agent. *manager* is the user manager's environment where the caller has just asked for it."""
         self._check_open()
         record = self._by_id(instance_id)
+        environment, setup = await self._compose(record, manager)
+        if not record.started:
+            prompt = prompt or record.prompt
+        await self.instances.start(instance_id, environment, prompt=prompt, setup=setup, actor=actor, why=why)
+
+    async def _compose(
+        self, record: InstanceRecord, manager: Mapping[str, str] | None = None
+    ) -> tuple[dict[str, str], Sequence[str]]:
+        """Return environment and set-up steps of a launch; raise what forbids one."""
         project = self.project_by_id(record.project_id)
         file, agreed = self.setup_of(project)
         if not await asyncio.to_thread(Path(record.worktree).is_dir):
@@ -718,8 +730,6 @@ class Orchestrator:
             )
         if not agreed:
             _log.warning("%s: the project's environment is left out, nobody has agreed to it", record.address)
-        if not record.started:
-            prompt = prompt or record.prompt
         environment = compose(
             record,
             manager if manager is not None else await self._manager_env(),
@@ -727,8 +737,7 @@ class Orchestrator:
             port_variable=file.port_variable,
             suffix=self.naming.suffix,
         )
-        setup = file.setup if agreed and record.options.get("setup") != "done" else []
-        await self.instances.start(instance_id, environment, prompt=prompt, setup=setup, actor=actor, why=why)
+        return environment, file.setup if agreed and record.options.get("setup") != "done" else []
 
     async def _manager_env(self) -> dict[str, str]:
         """Return the user manager's environment, the last known one while the manager does not answer."""

@@ -86,6 +86,15 @@ async def test_starts_at_once_keep_to_the_most(core: Any) -> None:
         await core.orchestrator.restart(stopped.id, environment={}, actor="test")
 
 
+async def test_a_restart_that_cannot_start_again_does_not_stop(core: Any) -> None:
+    record = await core.create("one")
+    os.rename(record.worktree, record.worktree + ".away")
+    with pytest.raises(CcorchError, match="worktree"):
+        await core.orchestrator.restart(record.id, environment={}, actor="test")
+    assert core.record("one").state is State.WORKING
+    assert core.record("one").pid == record.pid
+
+
 async def test_an_end_is_recorded_although_the_manager_does_not_answer(
     core: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
