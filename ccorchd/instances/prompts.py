@@ -22,6 +22,10 @@ from ccorchd.host.tmux import TmuxServer
 from ccorchd.instances.live import Live
 from ccorchd.model import Address, InstanceRecord
 
+_BUSY_PAUSE: Final = 0.5
+"""Seconds between a paste and its Enter in the middle of a turn. With none, Claude Code swallows one Enter in three
+that comes just after a turn has begun; the text then lies there and runs into the next prompt."""
+
 _FIRST_PAUSE: Final = 1.5
 """Seconds until Enter is pressed again; each further pause is twice as long. A confirmation takes 0.1 s or so."""
 
@@ -65,8 +69,18 @@ async def deliver(look: Callable[[], InstanceRecord], live: Live, agent: Agent, 
         confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         live.confirmations.append(confirmed)
         try:
-            await live.tmux.paste("agent", agent.prompt_text(text), enter=True)
-            if not agent.confirms_prompts or record.state is State.WORKING:
+            busy = record.state is State.WORKING
+            await live.tmux.paste("agent", agent.prompt_text(text), enter=not busy)
+            if busy:
+                await asyncio.sleep(_BUSY_PAUSE)
+                if look().state is State.WAITING:
+                    raise CcorchError(
+                        ErrorCode.NOT_DELIVERED,
+                        f"{record.address} has just asked for {look().reason}, so the prompt was not sent off",
+                        f"Answer it, then send off what lies in its input line: ccorchctl attach {record.address}",
+                    )
+                await live.tmux.keys("agent", "Enter")
+            if not agent.confirms_prompts or (busy and look().state is State.WORKING):
                 # Joins the running turn, which brings no confirmation of its own (claude-code.md).
                 return False
             limit = float(config["prompts.confirm_timeout"])
@@ -119,7 +133,7 @@ async def _confirmed(
     The future is cancelled when the agent ends, which is no confirmation either.
     """
     loop = asyncio.get_running_loop()
-    deadline, pause, before = loop.time() + limit, _FIRST_PAUSE, look().state
+    deadline, pause = loop.time() + limit, _FIRST_PAUSE
     while True:
         left = deadline - loop.time()
         await asyncio.wait([confirmed], timeout=min(pause, left) if presses else left)
@@ -127,7 +141,8 @@ async def _confirmed(
             return not confirmed.cancelled()
         if loop.time() >= deadline:
             return False
-        # In any other state Enter would be the answer to a question.
-        if look().state is before:
+        # Anywhere but at its prompt, Enter would be the answer to a question.
+        record = look()
+        if record.state is State.IDLE or record.reason is Reason.QUOTA:
             await tmux.keys("agent", "Enter")
         presses, pause = presses - 1, 2 * pause

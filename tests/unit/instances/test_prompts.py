@@ -160,6 +160,34 @@ async def test_prompt_behind_a_turn_is_queued(start: Callable[..., Awaitable[Des
     desk = await start(0)
     desk.record = replace(desk.record, state=State.WORKING)
     assert not await desk.send("later")
+    async with asyncio.timeout(20):
+        while desk.lines != ["later"]:
+            await asyncio.sleep(0.02)
+
+
+async def test_prompt_behind_a_turn_that_ends_is_confirmed(start: Callable[..., Awaitable[Desk]]) -> None:
+    desk = await start(0)
+    desk.record = replace(desk.record, state=State.WORKING)
+    sending = asyncio.ensure_future(desk.send("just then"))
+    while not desk.live.confirmations:
+        await asyncio.sleep(0.01)
+    desk.record = replace(desk.record, state=State.IDLE)
+    assert await sending
+    assert desk.lines == ["just then"]
+
+
+async def test_prompt_behind_a_turn_that_asks_is_no_answer(start: Callable[..., Awaitable[Desk]]) -> None:
+    desk = await start(0)
+    desk.record = replace(desk.record, state=State.WORKING)
+    sending = asyncio.ensure_future(desk.send("not now"))
+    while not desk.live.confirmations:
+        await asyncio.sleep(0.01)
+    desk.record = replace(desk.record, state=State.WAITING, reason=Reason.PERMISSION)
+    with pytest.raises(CcorchError) as caught:
+        await sending
+    assert caught.value.code is ErrorCode.NOT_DELIVERED
+    assert "permission" in caught.value.message
+    assert desk.lines == []
 
 
 async def test_prompt_waits_for_the_agent_to_be_ready(start: Callable[..., Awaitable[Desk]]) -> None:
