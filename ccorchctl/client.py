@@ -45,7 +45,8 @@ _BUS_NAME: Final = "org.freedesktop.DBus"
 _BUS_PATH: Final = "/org/freedesktop/DBus"
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _SYSTEMD: Final = "org.freedesktop.systemd1"
-_UNITS: Final = "/org/freedesktop/systemd1/unit/"
+_SYSTEMD_PATH: Final = "/org/freedesktop/systemd1"
+_UNITS: Final = f"{_SYSTEMD_PATH}/unit/"
 _NOBODY: Final = frozenset({f"{_BUS_NAME}.Error.ServiceUnknown", f"{_BUS_NAME}.Error.NameHasNoOwner"})
 _START_LOOK: Final = 0.4
 """Seconds between looks at a daemon that is being started; less than its unit's RestartSec."""
@@ -301,9 +302,11 @@ class Client:
             call.cancel()
 
     async def _cannot_start(self) -> str:
-        """Return why the daemon's unit fails again and again, "" when it does not, or nobody can tell."""
-        unit = [ord(c) for c in self.naming.daemon_unit]
-        path = _UNITS + "".join(chr(c) if chr(c).isalnum() else f"_{c:02x}" for c in unit)
+        """Return why the daemon's unit fails again and again, "" when it does not, or nobody can tell.
+
+        Starts the unit where nobody does: after a start that failed the bus takes it for being started, for minutes.
+        """
+        path = _UNITS + "".join(c if c.isalnum() else f"_{ord(c):02x}" for c in self.naming.daemon_unit)
 
         async def ask(destination: str, path: str, interface: str, member: str, *body: str) -> Any:
             question = Message(
@@ -324,6 +327,8 @@ class Client:
                 return ""
             service = await ask(_SYSTEMD, path, _PROPERTIES, "GetAll", "org.freedesktop.systemd1.Service")
             state = await ask(_SYSTEMD, path, _PROPERTIES, "Get", "org.freedesktop.systemd1.Unit", "SubState")
+            if state == "dead":
+                await ask(_SYSTEMD, _SYSTEMD_PATH, f"{_SYSTEMD}.Manager", "StartUnit", self.naming.daemon_unit, "fail")
         except (TimeoutError, EOFError, OSError):
             return ""
         if not service or state not in ("auto-restart", "failed") or service.get("Result") == "success":

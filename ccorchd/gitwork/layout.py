@@ -89,7 +89,7 @@ def locate(git: GitRun, where: Path) -> Repository:
         str(root).encode()
     except UnicodeEncodeError as error:
         raise CcorchError(
-            ErrorCode.INVALID_ARGUMENT, f"The path {os.fsencode(root)!r} is not valid UTF-8", "Rename the folder."
+            ErrorCode.INVALID_ARGUMENT, f"the path {os.fsencode(root)!r} is not valid UTF-8", "Rename the folder."
         ) from error
     if not main.head:
         raise CcorchError(

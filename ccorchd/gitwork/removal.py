@@ -94,7 +94,7 @@ def _targets(git: GitRun, root: Path, path: Path, label: str, *, force: bool) ->
     own = [entry for entry in inside if entry.path.resolve() == place]
     if not force and any(entry.locked for entry in inside):
         raise CcorchError(
-            ErrorCode.WRONG_STATE, f"The worktree {path} is locked", f"git -C {root} worktree unlock {path}"
+            ErrorCode.WRONG_STATE, f"the worktree {path} is locked", f"git -C {root} worktree unlock {path}"
         )
 
     nested = [entry.path.resolve() for entry in inside if entry not in own]
@@ -113,7 +113,7 @@ def _without_repository(root: Path, path: Path, label: str, force: bool, removed
     if not force:
         raise CcorchError(
             ErrorCode.NOT_A_REPOSITORY,
-            f"The repository {root} is gone, so nobody can tell what the worktree {path} holds",
+            f"the repository {root} is gone, so nobody can tell what the worktree {path} holds",
             "Bring it back, or use --force, which moves the files away.",
         )
     return Removed(False, "", str(set_aside(path, removed, label.replace("/", "-"))))
@@ -150,20 +150,20 @@ def _refuse_work(git: GitRun, root: Path, target: _Target) -> None:
     if target.found.dirty:
         raise CcorchError(
             ErrorCode.WORKTREE_DIRTY,
-            f"The worktree {target.path} has uncommitted work: {work.show_paths(target.found.paths)}",
+            f"the worktree {target.path} has uncommitted work: {work.show_paths(target.found.paths)}",
             f"Commit it first; {keeps}",
         )
     if target.private:
         raise CcorchError(
             ErrorCode.WORKTREE_DIRTY,
-            f"The worktree {target.path} has repositories with commits of their own: {work.show_paths(target.private)}",
+            f"the worktree {target.path} has repositories with commits of their own: {work.show_paths(target.private)}",
             "Push them first; --force moves the folder away instead of deleting it.",
         )
     detached = target.present and target.found.branch is None and target.found.head
     if detached and not work.is_held(git, root, target.found.head):
         raise CcorchError(
             ErrorCode.WORKTREE_DIRTY,
-            f"The worktree {target.path} has commits that are on no branch",
+            f"the worktree {target.path} has commits that are on no branch",
             f"git -C {target.path} switch -c NAME gives them one; {keeps}",
         )
 

@@ -113,7 +113,7 @@ def diff(git: GitRun, path: Path, base_commit: str, branch: str, *, stat: bool) 
             path, "diff", form, *_PLAIN, base_commit, f"refs/heads/{branch}", "--", limit=DIFF_LIMIT, timeout=120
         )
     elif git_folders(path) is None:
-        raise CcorchError(ErrorCode.WRONG_STATE, f"The worktree {path} is gone", "Its branch may still be there.")
+        raise CcorchError(ErrorCode.WRONG_STATE, f"the worktree {path} is gone", "Its branch may still be there.")
     else:
         with _with_untracked(git, path) as environment:
             answer = git.read(
