@@ -115,7 +115,7 @@ class Core:
         ):
             (base / name).mkdir(parents=True)
             monkeypatch.setenv(variable, str(base / name))
-        for module in ("launch", "service"):
+        for module in ("launch", "service", "runs"):
             monkeypatch.setattr(f"ccorchd.instances.{module}.in_scope", lambda pid, _unit: process_alive(pid))
         self.naming = Naming()
         self.config = config.load(self.naming.config_dir, {})

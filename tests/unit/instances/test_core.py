@@ -98,7 +98,7 @@ async def test_a_restart_that_cannot_start_again_does_not_stop(core: Any) -> Non
 async def test_an_end_is_recorded_although_the_manager_does_not_answer(
     core: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ccorchd.instances.service._MANAGER_PATIENCE", (0.01, 0.01))
+    monkeypatch.setattr("ccorchd.instances.runs._MANAGER_PATIENCE", (0.01, 0.01))
     record = await core.create("one")
     core.manager.state = CcorchError(ErrorCode.TIMEOUT, "no answer")
     os.kill(record.pid, signal.SIGKILL)
@@ -107,7 +107,7 @@ async def test_an_end_is_recorded_although_the_manager_does_not_answer(
 
 
 async def test_an_end_is_recorded_once_the_disk_has_room(core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccorchd.instances.service._RECORD_AGAIN", 0.05)
+    monkeypatch.setattr("ccorchd.instances.runs._RECORD_AGAIN", 0.05)
     record = await core.create("one")
     run, refusals = core.storage.run, 0
 
