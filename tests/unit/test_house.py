@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agents", "gitwork", "host", "storage"),
     ("history",),
     ("instances", "tasks", "worktrees", "integrations"),
+    ("projects",),
     ("orchestrator",),
     ("doctor",),
     ("bus",),
