@@ -9,8 +9,6 @@ import logging
 import os
 import sys
 
-import sdnotify
-
 from ccorchd import __version__
 from ccorchd.contract import Naming
 from ccorchd.daemon import Daemon
@@ -50,8 +48,6 @@ def main() -> None:
         asyncio.run(Daemon(Naming.from_environment()).run())
     except (CcorchError, ValueError) as error:
         print(f"ccorchd: {error}", file=sys.stderr)
-        # Whoever asked for this start by a call on the bus finds the reason in the unit's status.
-        sdnotify.SystemdNotifier().notify(f"STATUS={error}".encode("ascii", "replace").decode())
         if isinstance(error, CcorchError) and error.hint:
             print(f"Hint: {error.hint}", file=sys.stderr)
         sys.exit(_CANNOT_START)

@@ -63,6 +63,14 @@ class Daemon:
 
     async def run(self) -> None:
         """Run until told to stop. Raises :class:`CcorchError` when it cannot start."""
+        try:
+            await self._run()
+        except CcorchError as error:
+            # Whoever asked for this start by a call on the bus finds the reason in the unit's status.
+            self._notify(f"STATUS={error}")
+            raise
+
+    async def _run(self) -> None:
         self._catch_signals()
         settings = config.load(self._naming.config_dir, os.environ)
         for folder in (self._naming.state_dir, self._naming.data_dir, self._naming.runtime_dir):

@@ -344,7 +344,7 @@ class Runs:
                 live.gone.set()
 
     async def _stop(self, instance_id: int, live: Live, actor: str, why: str) -> None:
-        stopping = requested(State.STOPPING, f"stopping: {why}", "instance.state")
+        stopping = requested(State.STOPPING, "stopping", "instance.state")
         try:
             # No longer wanted from here on: what is cut short by a reboot does not come back.
             await self._changes.apply(instance_id, stopping, unit=live.unit, actor=actor, columns={"wanted": False})
