@@ -48,6 +48,7 @@ _MANAGER: Final = f"{_NAME}.Manager"
 _UNIT: Final = f"{_NAME}.Unit"
 _SCOPE: Final = f"{_NAME}.Scope"
 
+_LINGER: Final = Path("/var/lib/systemd/linger")
 _LOGIN1: Final = "org.freedesktop.login1"
 _LOGIN1_PATH: Final = "/org/freedesktop/login1"
 
@@ -540,7 +541,8 @@ class Systemd:
             [path] = await self._login1("GetUser", "u", os.getuid())
             return bool((await self._login1("Get", "ss", f"{_LOGIN1}.User", "Linger", path=path))[0])
         except CcorchError:
-            return False
+            # logind forgets a user whose manager was stopped; what it goes by at the next boot is this file.
+            return await asyncio.to_thread((_LINGER / pwd.getpwuid(os.getuid()).pw_name).exists)
 
     async def enable_linger(self) -> None:
         """Let our user manager start at boot (``loginctl enable-linger`` of ourselves). Does nothing when it does.
