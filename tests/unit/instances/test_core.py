@@ -339,8 +339,15 @@ async def test_reports_of_an_earlier_run_do_not_move_the_next(core: Any) -> None
         "payload": {"state": "idle", "message": "x"},
     }
     (spool / "1-abababababababab.json").write_text(json.dumps(payload))
+    states = []
+
+    async def look(_unit: str) -> None:
+        await core.until(lambda: not list(spool.iterdir()), "the spool is read")
+        states.append(core.record("one").state)
+
+    core.manager.on_start = look
     await core.orchestrator.start(record.id, environment={}, actor="test")
-    await core.until(lambda: not list(spool.iterdir()), "spool read")
+    assert states == [State.STARTING]
     assert [event.message for event in core.heard if event.kind == "agent.status"] == ["x"]
     assert core.record("one").state is State.WORKING
 
