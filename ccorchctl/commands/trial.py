@@ -87,6 +87,9 @@ async def run_try(context: Context) -> int:
         try:
             async with asyncio.timeout(options.timeout):
                 await settle(context, client, [target], SETTLED, say=False)
+        except asyncio.CancelledError:  # Ctrl-C
+            out.warn(f"\n{target.address} goes on: ccorchctl attach {target.address}")
+            raise
         except TimeoutError:
             raise Failure(
                 ErrorCode.TIMEOUT,
