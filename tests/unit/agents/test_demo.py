@@ -90,7 +90,9 @@ class Pane:
         self.reports: list[Report] = []
         self.changes: list[Change] = []
         self.screen = b""
+        measuring = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
         self.environment = {
+            **measuring,
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
             "LANG": "C.UTF-8",
@@ -174,8 +176,14 @@ async def pane(repository: Path) -> AsyncIterator[Pane]:
             yield pane
         finally:
             if pane.process is not None:
-                pane.process.kill()
-                await pane.end()
+                # Politely first: a process that is killed leaves no coverage.
+                if pane.process.returncode is None:
+                    pane.process.terminate()
+                try:
+                    await asyncio.wait_for(pane.end(), 5)
+                except TimeoutError:
+                    pane.process.kill()
+                    await pane.end()
             await pane.server.close()
 
 

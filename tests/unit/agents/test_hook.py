@@ -10,6 +10,7 @@ import shlex
 import socket
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,8 +85,16 @@ def mute(paths: Paths) -> Iterator[socket.socket]:
     listener.close()
 
 
+MEASURED = "import posix, runpy, sys; posix._exit = sys.exit; sys.argv.pop(0); runpy.run_path(sys.argv[0])"
+MEASURING = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+
+
 async def run(argv: list[str], paths: Paths | None, payload: bytes = b"") -> Result:
-    environment = {"PATH": os.defpath, **(paths.hook_environment() if paths else {})}
+    environment = {"PATH": os.defpath, **MEASURING, **(paths.hook_environment() if paths else {})}
+    if MEASURING and argv[0] == sys.executable:
+        # coverage begins in site, which -S leaves out, and ends in atexit, which _exit does.
+        assert argv[1:3] == ["-I", "-S"]
+        argv = [argv[0], "-I", "-c", MEASURED, *argv[3:]]
     process = await asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.PIPE,
