@@ -196,8 +196,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         least=1, most=600,
     ),
     Setting(
-        "prompts.retries", Kind.INT, 2,
-        "How often a prompt that was not confirmed is sent again before sending fails.",
+        "prompts.retries", Kind.INT, 4,
+        "How often Enter is pressed again for a prompt that was not confirmed. The prompt itself is sent once.",
         least=0, most=10,
     ),
     Setting(

@@ -119,8 +119,8 @@ TIERS = (
     Tier(
         "unit",
         "no systemd; distribution's packages, then PyPI's newest",
-        2,
-        5,
+        4,
+        8,
         "110 MB",
         _unit,
         (*_LOCAL, *apt.COMPILER),
@@ -157,8 +157,8 @@ TIERS = (
     Tier(
         "claude",
         "the real Claude binary against a fake API on loopback",
-        3,
-        5,
+        4.5,
+        8,
         "250 MB",
         _claude,
         (*_LOCAL, *apt.BUILD, *apt.MACHINE, "npm"),
