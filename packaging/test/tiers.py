@@ -143,7 +143,8 @@ TIERS = (
         10,
         "60 MB",
         _system,
-        (*_LOCAL, *apt.BUILD, *apt.MACHINE),
+        (*_LOCAL, *apt.BUILD, *apt.MACHINE, *apt.COMPILER),
+        (MAIN, PYPI),
     ),
     Tier(
         "vm",

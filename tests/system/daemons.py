@@ -49,12 +49,13 @@ class Daemon:
 
     # -- the unit --------------------------------------------------------------------------------------------------
 
-    def start(self, **variables: str) -> None:
+    def start(self, *, program: str = "/usr/bin/ccorchd", **variables: str) -> None:
         """Write the unit (the installed one under our names) and start it; returns when it is ready."""
         self.variables.update(variables)
         text = INSTALLED_UNIT.read_text(encoding="utf-8")
         text = text.replace("RuntimeDirectory=ccorch\n", f"RuntimeDirectory={self.naming.stem}\n")
         text = text.replace("org.ccorch1 ", f"{self.naming.bus_name} ")
+        text = text.replace("ExecStart=/usr/bin/ccorchd\n", f"ExecStart={program}\n")
         assigned = {"CCORCH_SUFFIX": self.naming.suffix, **self.variables}
         for name in ("COVERAGE_PROCESS_START", "COVERAGE_FILE", "PYTHONPATH"):
             if name in os.environ:
