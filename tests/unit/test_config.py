@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from ccorchd import config as settings
-from ccorchd.config import SETTINGS, Config, Kind, load
+from ccorchd import config as module
+from ccorchd import settings, settings_text
+from ccorchd.config import Config, load
 from ccorchd.contract import SETTING_FIELDS, ErrorCode
 from ccorchd.errors import CcorchError
+from ccorchd.settings import SETTINGS, Kind
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -111,12 +113,12 @@ def test_values_of_variables(tmp_path: Path, variable: str, text: str, key: str,
 def test_booleans_are_read_from_both() -> None:
     # No setting of today is one, so the row is made here.
     setting = settings.Setting("daemon.flag", Kind.BOOL, False, "")
-    assert settings._parsed(setting, True, "f") is True
-    assert settings._parsed(setting, settings._from_text(setting, "On"), "f") is True
-    assert settings._parsed(setting, settings._from_text(setting, "no"), "f") is False
-    for wrong in (1, "true", settings._from_text(setting, "maybe")):
+    assert module._parsed(setting, True, "f") is True
+    assert module._parsed(setting, module._from_text(setting, "On"), "f") is True
+    assert module._parsed(setting, module._from_text(setting, "no"), "f") is False
+    for wrong in (1, "true", module._from_text(setting, "maybe")):
         with pytest.raises(CcorchError, match="true or false"):
-            settings._parsed(setting, wrong, "f")
+            module._parsed(setting, wrong, "f")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +254,7 @@ def test_a_comment_or_text_is_not_taken_for_the_line(tmp_path: Path) -> None:
 
 def test_reload_changes_only_what_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = (replace(each, reload=False) if each.key == "claude.model" else each for each in SETTINGS)
-    monkeypatch.setattr(settings, "SETTINGS", tuple(fixed))
+    monkeypatch.setattr(module, "SETTINGS", tuple(fixed))
     config = load(tmp_path, {})
     path = write(tmp_path, "instances.max = 3\nclaude.model = 'm'\n")
     assert config.adopt(load(tmp_path, {})) == (["instances.max"], ["claude.model"])
@@ -288,7 +290,7 @@ def test_table_is_sound() -> None:
 
 
 def test_template_changes_nothing_and_knows_every_setting(tmp_path: Path) -> None:
-    text = settings.default_text()
+    text = settings_text.default_text()
     write(tmp_path, text)
     config = load(tmp_path, {})
     assert {config.source(key) for key in config} == {"default"}
@@ -307,16 +309,16 @@ def test_show_is_toml(value: settings.Value) -> None:
 
 
 def test_every_setting_is_read_by_the_code() -> None:
-    code = "".join(path.read_text() for path in (REPOSITORY / "ccorchd").rglob("*.py") if path.name != "config.py")
+    code = "".join(path.read_text() for path in (REPOSITORY / "ccorchd").rglob("*.py") if path.name != "settings.py")
     assert [setting.key for setting in SETTINGS if f'"{setting.key}"' not in code] == []
 
 
 def test_settings_page_is_the_table() -> None:
-    assert settings.markdown() in (REPOSITORY / "docs/settings.md").read_text()
+    assert settings_text.markdown() in (REPOSITORY / "docs/settings.md").read_text()
 
 
 def test_man_page_is_the_table() -> None:
-    assert (REPOSITORY / "man/ccorchd.toml.5").read_text() == settings.man()
+    assert (REPOSITORY / "man/ccorchd.toml.5").read_text() == settings_text.man()
 
 
 def test_man_page_renders_without_warnings() -> None:
@@ -324,11 +326,11 @@ def test_man_page_renders_without_warnings() -> None:
     if groff is None:
         pytest.skip("groff is not installed")
     done = subprocess.run(
-        [groff, "-man", "-Tutf8", "-ww", "-z"], input=settings.man(), text=True, capture_output=True, timeout=30
+        [groff, "-man", "-Tutf8", "-ww", "-z"], input=settings_text.man(), text=True, capture_output=True, timeout=30
     )
     assert (done.returncode, done.stderr) == (0, "")
     for setting in SETTINGS:
-        assert setting.variable in settings.man()
+        assert setting.variable in settings_text.man()
 
 
 def test_command_line() -> None:
@@ -341,7 +343,7 @@ def test_command_line() -> None:
             timeout=30,
         )
 
-    assert run("man").stdout == settings.man()
-    assert run("markdown").stdout == settings.markdown()
-    assert run("toml").stdout == settings.default_text()
+    assert run("man").stdout == settings_text.man()
+    assert run("markdown").stdout == settings_text.markdown()
+    assert run("toml").stdout == settings_text.default_text()
     assert run("nonsense").returncode == 2

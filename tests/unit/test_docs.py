@@ -18,7 +18,7 @@ import pytest
 
 from ccorchctl import parser as grammar
 from ccorchctl.failures import Failure
-from ccorchd import config, contract, limits, projectfile
+from ccorchd import config, contract, limits, projectfile, settings
 from ccorchd.bus.instance import InstanceInterface
 from ccorchd.bus.manager import _STATUS_FIELDS, ManagerInterface
 from ccorchd.bus.project import ProjectInterface
@@ -214,9 +214,9 @@ def test_make_targets_exist(page: Path) -> None:
 
 @each_page
 def test_settings_exist(page: Path) -> None:
-    known = {setting.key for setting in config.SETTINGS}
-    variables = {setting.variable for setting in config.SETTINGS}
-    sections = {setting.section for setting in config.SETTINGS}
+    known = {setting.key for setting in settings.SETTINGS}
+    variables = {setting.variable for setting in settings.SETTINGS}
+    sections = {setting.section for setting in settings.SETTINGS}
     findings = []
     for text in inline(page):
         head, dot, name = text.partition(".")
@@ -235,7 +235,7 @@ def test_toml_is_valid(page: Path, tmp_path: Path) -> None:
         if language != "toml":
             continue
         document = tomllib.loads(text)
-        if set(document) <= {setting.section for setting in config.SETTINGS}:
+        if set(document) <= {setting.section for setting in settings.SETTINGS}:
             (tmp_path / "ccorchd.toml").write_text(text, encoding="utf-8")
             config.load(tmp_path, {})
         else:
@@ -253,7 +253,7 @@ def test_default_limits_are_as_described() -> None:
     for host, number, shown in table:
         total = int(host.removesuffix(" GiB")) * GIB
         assert shown == f"{limits.default_memory_max(total, int(number)) / GIB:.2f} GiB", host
-    defaults = {setting.key: setting.default for setting in config.SETTINGS}
+    defaults = {setting.key: setting.default for setting in settings.SETTINGS}
     by_option = {row[0].strip("`"): row for row in rows(section(_guide(), "## Limits"))}
     assert by_option["--cpu-weight"][3] == str(defaults["instances.cpu_weight"])
     assert by_option["--tasks-max"][3] == str(defaults["instances.tasks_max"])

@@ -23,6 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("events",),
     ("background", "records"),
+    ("settings",),
+    ("settings_text",),
     ("config", "projectfile"),
     ("limits",),
     ("agents", "gitwork", "host", "storage"),

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from ccorchd import projectfile
-from ccorchd.config import SETTINGS
 from ccorchd.host.journal import MESSAGE_IDS, Journal, JournalHandler
 from ccorchd.model import Event
+from ccorchd.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[3]
 CATALOG = ROOT / "units/catalog/ccorch.catalog"
