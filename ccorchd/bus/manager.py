@@ -20,13 +20,14 @@ from ccorchd.contract import (
     ErrorCode,
     State,
 )
+from ccorchd.creation import Wish
 from ccorchd.doctor import Doctor
 from ccorchd.errors import CcorchError
 from ccorchd.host.dbus import ServiceInterface, Variant, variants
 from ccorchd.host.secrets import Secrets
 from ccorchd.instances.environment import caller_patterns
 from ccorchd.model import Address, Event
-from ccorchd.orchestrator import Orchestrator, Wish
+from ccorchd.orchestrator import Orchestrator
 from ccorchd.records import event_fields, instance_fields, instance_path, project_path
 from ccorchd.storage import Store
 

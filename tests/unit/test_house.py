@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("history",),
     ("instances", "tasks", "worktrees", "integrations"),
     ("projects",),
+    ("creation",),
     ("orchestrator",),
     ("doctor",),
     ("bus",),

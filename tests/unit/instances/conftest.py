@@ -15,6 +15,7 @@ import pytest
 from ccorchd import agents, config
 from ccorchd.background import Background
 from ccorchd.contract import Naming
+from ccorchd.creation import Wish
 from ccorchd.errors import CcorchError
 from ccorchd.events import Broadcast
 from ccorchd.history import History
@@ -27,7 +28,7 @@ from ccorchd.instances.changes import Changes
 from ccorchd.instances.launch import process_alive
 from ccorchd.instances.sampler import Sampler
 from ccorchd.model import Event, InstanceRecord
-from ccorchd.orchestrator import Orchestrator, Wish
+from ccorchd.orchestrator import Orchestrator
 from ccorchd.storage import Storage
 from ccorchd.worktrees import Worktrees
 
