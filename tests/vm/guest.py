@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ccorchd.contract import MANAGER_INTERFACE, MANAGER_PATH, Naming
+from ccorchd.contract import INSTANCE_INTERFACE, MANAGER_INTERFACE, MANAGER_PATH, Naming
 from machine.vm import Machine
 
 WAIT = 180.0
@@ -20,6 +20,7 @@ REPOSITORY = "/home/dev/sample"
 DATABASE = "/home/dev/.local/state/ccorch/ccorch.db"
 WORKTREES = "/home/dev/.local/share/ccorch/worktrees"
 
+_REMOVE = "Remove 'a{sv}' 1 force b true"
 _SOUND = f"""
 import sqlite3
 database = sqlite3.connect("file:{DATABASE}?mode=ro", uri=True)
@@ -39,6 +40,12 @@ def eventually(what: str, predicate: Callable[[], Any], timeout: float = WAIT) -
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout:g} s: {what}")
         time.sleep(0.2)
+
+
+def _side_by_side(commands: Iterable[str]) -> str:
+    """Return a script that runs all commands at once and fails if one does."""
+    lines = [f'{command} & waited="$waited $!"' for command in commands]
+    return "\n".join([*lines, "for one in $waited; do wait $one || exit 1; done"])
 
 
 def plain(value: Any) -> Any:
@@ -85,16 +92,17 @@ class Guest:
     def create(self, **instances: Iterable[str]) -> None:
         """Create instances side by side, each with the options given for its name."""
         scripts = [
-            f'ccorchctl instance create sample/{name} {shlex.join(options)} & waited="$waited $!"'
-            for name, options in instances.items()
+            f"ccorchctl instance create sample/{name} {shlex.join(options)}" for name, options in instances.items()
         ]
-        self.shell("\n".join([*scripts, "for one in $waited; do wait $one || exit 1; done"]), timeout=2 * WAIT)
+        self.shell(_side_by_side(scripts), timeout=2 * WAIT)
 
     def clear(self) -> None:
         """Remove every instance with its branch; afterwards no scope of ours and no worktree may be left."""
-        addresses = sorted(self.instances())
-        if addresses:
-            self.ok("instance", "remove", "--force", "--yes", *addresses)
+        removals = [
+            f"busctl --user --timeout={WAIT} call {MANAGER[0]} {record['object']} {INSTANCE_INTERFACE} {_REMOVE}"
+            for record in self.instances().values()
+        ]
+        self.shell(_side_by_side(removals))
         assert not self.instances()
         assert not self.scopes()
         branches = self.shell(f"git -C {REPOSITORY} for-each-ref --format='%(refname:short)' refs/heads/ccorch").split()

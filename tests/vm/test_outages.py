@@ -42,8 +42,8 @@ class Outage:
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
-        send = "ccorchctl instance send sample/{} '{}' & waited=$!; "
-        guest.shell(send.format("sleeps", "#sleep 3600") + send.format("asks", "#permission") + "wait $waited && wait")
+        for name, prompt in (("sleeps", "#sleep 3600"), ("asks", "#permission")):
+            guest.ok("instance", "send", f"sample/{name}", prompt)
         self.records = guest.wait_states(
             {address: [state] for address, state in {**BEFORE, STOPPED: "stopped"}.items()}
         )
@@ -127,7 +127,8 @@ def test_power_cut_resumes_what_ran_and_forgets_nothing_it_told(team: Guest) -> 
 
 def test_end_of_the_user_manager_resumes_what_ran(team: Guest) -> None:
     outage = Outage(team)
-    team.shell(f"systemctl stop user@{team.machine.uid}.service", root=True)
-    assert team.shell(f"pgrep -u {team.machine.uid} || true", root=True) == ""
-    team.shell(f"systemctl start user@{team.machine.uid}.service", root=True)
+    team.shell(f"loginctl terminate-user {team.machine.user}", root=True)
+    eventually("nobody is left", lambda: not team.shell(f"pgrep -u {team.machine.uid} || true", root=True))
+    team.machine.run(["true"], login=True, check=True)  # who logs in again finds everybody back
     outage.check()
+    assert team.call("GetStatus")["linger"] is True
