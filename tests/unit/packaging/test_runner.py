@@ -76,7 +76,7 @@ def test_output_of_all_commands_is_in_the_log(tmp_path: Path) -> None:
 
 
 def _gone(pid: int, timeout: float = 10) -> bool:
-    """Tell whether *pid* ends within *timeout* seconds: a signal is sent at once, and taken when the kernel gets to it."""
+    """Tell whether *pid* ends within *timeout* seconds: a signal that was sent is not yet taken."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
