@@ -68,7 +68,11 @@ def test_processes_are_seen_as_they_are() -> None:
 
 
 def test_environment_of_a_process() -> None:
-    with subprocess.Popen(["/bin/sh", "-c", "read -r _"], stdin=subprocess.PIPE, env={"A": "x=ä\ny", "B": ""}) as child:
+    shell = ["/bin/sh", "-c", "echo; read -r _"]
+    variables = {"A": "x=ä\ny", "B": ""}
+    with subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables) as child:
+        assert child.stdout
+        child.stdout.readline()  # in the middle of an exec a process has no environment
         seen = process_environment(child.pid)
         assert (seen["A"], seen["B"]) == ("x=ä\ny", "")
         child.communicate(b"\n", timeout=60)
