@@ -1,72 +1,53 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The user manager of our own UID: scopes, their limits, and how they end. With journal.py the owner of pystemd.
+"""The user manager of our own UID: scopes, their limits, and how they end.
 
-Commands go through pystemd on the manager's private socket, which works without a session bus: one short connection for
-each command (0.05 ms to open), because a lasting one breaks at ``daemon-reexec`` and collects the manager's signals
-unread. pystemd holds the GIL while it waits, hence a time-out far below sd-bus's 25 seconds. Signals come through the
-session bus, because they must reach the event loop at once.
+Commands go through manager.py. Signals come through the session bus, because they must reach the event loop at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import logging
 import os
 import pwd
 import re
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
-
-from pystemd.dbusexc import DBusBaseError
-from pystemd.dbuslib import DBus, DBusAddress
-from pystemd.systemd1 import Manager
-from pystemd.systemd1.unit_signatures import KNOWN_UNIT_SIGNATURES
+from typing import Any, Final
 
 from ccorchd.contract import ErrorCode, Naming
 from ccorchd.errors import CcorchError
 from ccorchd.host.cgroup import KILL_TIMEOUT, cgroup_path, empty_cgroup, members, populated, unfreeze
 from ccorchd.host.dbus import Bus, DBusCallError, Message, Subscription, plain
+from ccorchd.host.manager import (
+    CALL_TIMEOUT,
+    MANAGER,
+    NAME,
+    PATH,
+    SCOPE,
+    UNIT,
+    UNITS,
+    UserManager,
+    loaded_unit,
+    property_of,
+    stop_was_requested,
+    unit_name,
+    unit_path,
+)
 from ccorchd.model import Limits
 
 __all__ = ["ScopeStatus", "Systemd", "cgroup_path", "empty_cgroup", "members", "populated"]
 
 _log: Final = logging.getLogger(__name__)
-_T = TypeVar("_T")
-
-_NAME: Final = "org.freedesktop.systemd1"
-_PATH: Final = "/org/freedesktop/systemd1"
-_UNITS: Final = f"{_PATH}/unit"
-_MANAGER: Final = f"{_NAME}.Manager"
-_UNIT: Final = f"{_NAME}.Unit"
-_SCOPE: Final = f"{_NAME}.Scope"
 
 _LINGER: Final = Path("/var/lib/systemd/linger")
 _LOGIN1: Final = "org.freedesktop.login1"
 _LOGIN1_PATH: Final = "/org/freedesktop/login1"
 
 _INFINITY: Final = 2**64 - 1
-_CALL_TIMEOUT: Final = 5.0
 _START_TIMEOUT: Final = 15.0
-_STOP_QUESTION_TIMEOUT: Final = 2.0
-
-for _key, _signature in {
-    # pystemd's table lacks these in every version (up to 0.15).
-    b"PIDs": b"au",
-    b"CPUAccounting": b"b",
-    b"CPUWeight": b"t",
-    b"OOMPolicy": b"s",
-    b"SendSIGHUP": b"b",
-    b"TasksAccounting": b"b",
-}.items():
-    KNOWN_UNIT_SIGNATURES.setdefault(_key, _signature)
 
 _SYSTEMDS_OWN: Final = re.compile(
     r"(?:MANAGERPID(?:FDID)?|SYSTEMD_\w+|INVOCATION_ID|NOTIFY_SOCKET|JOURNAL_STREAM|FDSTORE|LISTEN_\w+|WATCHDOG_\w+"
@@ -92,139 +73,18 @@ class ScopeStatus:
         return self.active_state in ("inactive", "failed")
 
 
-# The thread's side: pystemd, short blocking calls
-
-_environment_lock: Final = threading.Lock()
-
-
-@contextlib.contextmanager
-def _connection(address: str | None, timeout: float) -> Iterator[Any]:
-    """Open a connection to the manager at *address*, or to the system manager, whose calls take at most *timeout*.
-
-    sd-bus has no other way to say that to pystemd than its variable, which it reads at the first call. Nobody may set
-    it meanwhile, hence the lock.
-    """
-    with _environment_lock:
-        before = os.environ.get("SYSTEMD_BUS_TIMEOUT")
-        os.environ["SYSTEMD_BUS_TIMEOUT"] = f"{timeout:g}s"
-        try:
-            if address is None:
-                connection = DBus()
-            else:
-                # Only the private socket is the manager itself; behind the one named "bus" there is a message bus.
-                peer = address.endswith("/private")
-                if peer:
-                    _await_answer(address.partition("=")[2], timeout)
-                connection = DBusAddress(address.encode(), peer)
-            with connection as bus:
-                yield bus
-        finally:
-            if before is None:
-                del os.environ["SYSTEMD_BUS_TIMEOUT"]
-            else:
-                os.environ["SYSTEMD_BUS_TIMEOUT"] = before
-
-
-def _await_answer(path: str, timeout: float) -> None:
-    """Wait until the manager answers at its socket *path*. Raise TimeoutError after *timeout* seconds, or OSError.
-
-    It begins an authentication and leaves. sd-bus would wait 90 seconds for that, with the GIL held and no variable to
-    make it shorter, when the manager hangs.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(timeout)
-        probe.connect(path)
-        probe.sendall(b"\0AUTH EXTERNAL " + str(os.getuid()).encode().hex().encode() + b"\r\n")
-        if not probe.recv(1):
-            raise ConnectionResetError(errno.ECONNRESET, "The user manager hung up")
-
-
-def _runtime_dir() -> Path:
-    return Path(os.environ.get("XDG_RUNTIME_DIR", "") or f"/run/user/{os.getuid()}")
-
-
-def _user_manager_address() -> str:
-    private = _runtime_dir() / "systemd/private"
-    return f"unix:path={private if private.exists() else _runtime_dir() / 'bus'}"
-
-
-def _property(bus: Any, path: str, interface: str, name: str, signature: str = "s") -> Any:
-    value = bus.get_property(_NAME.encode(), path.encode(), interface.encode(), name.encode(), signature.encode())
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _error_is(error: DBusBaseError, name: str) -> bool:
-    """Tell whether systemd answered with *name*: pystemd has classes for some errors, and names for the others."""
-    full = error.err_name.decode() if isinstance(error.err_name, bytes) else str(error.err_name)
-    return full.rsplit(".", 1)[-1] == name or type(error).__name__ == f"DBus{name}Error"
-
-
-def _error_text(error: DBusBaseError | OSError) -> str:
-    text = error.strerror if isinstance(error, OSError) else error.err_message
-    return text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text or error)
-
-
-class _Commands:
-    """What runs in the one thread that talks to the manager."""
-
-    def __init__(self) -> None:
-        self._manager: Any = None
-
-    def run(self, work: Callable[[Any, Any], _T]) -> _T:
-        """Return ``work(bus, manager interface)``. Raise what pystemd raises."""
-        with _connection(_user_manager_address(), _CALL_TIMEOUT) as bus:
-            if self._manager is None:
-                manager = Manager(bus=bus)
-                manager.load()  # introspection, 8 ms: once
-                self._manager = manager
-            self._manager._bus = bus
-            try:
-                return work(bus, self._manager.Manager)
-            finally:
-                self._manager._bus = None
-
-
 def _status(bus: Any, manager: Any, unit: str) -> ScopeStatus | None:
-    try:
-        path = manager.GetUnit(unit.encode()).decode()
-    except DBusBaseError as error:
-        if _error_is(error, "NoSuchUnit"):
-            return None
-        raise
-    return _status_at(bus, path)
+    path = loaded_unit(manager, unit)
+    return None if path is None else _status_at(bus, path)
 
 
 def _status_at(bus: Any, path: str) -> ScopeStatus:
     return ScopeStatus(
-        active_state=_property(bus, path, _UNIT, "ActiveState"),
-        sub_state=_property(bus, path, _UNIT, "SubState"),
-        result=_property(bus, path, _SCOPE, "Result"),
-        control_group=_property(bus, path, _SCOPE, "ControlGroup"),
+        active_state=property_of(bus, path, UNIT, "ActiveState"),
+        sub_state=property_of(bus, path, UNIT, "SubState"),
+        result=property_of(bus, path, SCOPE, "Result"),
+        control_group=property_of(bus, path, SCOPE, "ControlGroup"),
     )
-
-
-def _stop_requested(unit: str, address: str | None) -> bool:
-    with _connection(address, _STOP_QUESTION_TIMEOUT / 2) as bus:
-        job, job_path = _property(bus, _unit_path(unit), _UNIT, "Job", "(uo)")
-        if not job:
-            return False
-        path = job_path.decode() if isinstance(job_path, bytes) else job_path
-        stopping = _property(bus, path, f"{_NAME}.Job", "JobType") == "stop"
-        # Last, so that an exit of the manager that began meanwhile counts.
-        return stopping and _property(bus, _PATH, _MANAGER, "SystemState") in ("running", "degraded", "starting")
-
-
-def _unit_path(unit: str) -> str:
-    """Return the unit's object path: sd_bus_path_encode(3)."""
-    escaped = "".join(c if c.isascii() and c.isalnum() else f"_{ord(c):02x}" for c in unit)
-    if escaped[:1].isdigit():
-        escaped = f"_{ord(escaped[0]):02x}{escaped[1:]}"
-    return f"{_UNITS}/{escaped}"
-
-
-def _unit_name(path: str) -> str:
-    escaped = path.rpartition("/")[2]
-    return re.sub(r"_([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), escaped)
 
 
 def _limit_properties(limits: Limits) -> dict[bytes, Any]:
@@ -252,8 +112,7 @@ class Systemd:
         self.version = 0
         """systemd's major version, for example 252."""
         self._naming = naming
-        self._commands = _Commands()
-        self._thread = ThreadPoolExecutor(1, "systemd")
+        self._manager = UserManager()
         self._bus: Bus | None = None
         self._subscriptions: list[Subscription] = []
         self._callbacks: list[Callable[[str, str], None]] = []
@@ -271,7 +130,7 @@ class Systemd:
         """
         systemd = cls(naming)
         try:
-            version = await systemd._ask("ask for its version", lambda _, manager: manager.Version)
+            version = await systemd._manager.ask("ask for its version", lambda _, manager: manager.Version)
             if match := re.match(rb"\d+", version):
                 systemd.version = int(match[0])
             await systemd.rebind(bus)
@@ -287,7 +146,7 @@ class Systemd:
         for subscription in self._subscriptions:
             subscription.cancel()
         self._subscriptions.clear()
-        self._thread.shutdown(wait=False)
+        self._manager.close()
 
     async def rebind(self, bus: Bus) -> None:
         """Take the manager's signals from *bus* from now on, and report the scopes that ended meanwhile."""
@@ -296,11 +155,11 @@ class Systemd:
         self._bus = bus
         listen = bus.on_signal
         self._subscriptions = [
-            listen(sender=_NAME, path=_PATH, interface=_MANAGER, member="JobRemoved", callback=self._job_removed),
-            listen(sender=_NAME, path=_PATH, interface=_MANAGER, member="UnitRemoved", callback=self._unit_removed),
+            listen(sender=NAME, path=PATH, interface=MANAGER, member="JobRemoved", callback=self._job_removed),
+            listen(sender=NAME, path=PATH, interface=MANAGER, member="UnitRemoved", callback=self._unit_removed),
             listen(
-                sender=_NAME,
-                path_namespace=_UNITS,
+                sender=NAME,
+                path_namespace=UNITS,
                 interface="org.freedesktop.DBus.Properties",
                 member="PropertiesChanged",
                 callback=self._unit_changed,
@@ -317,7 +176,7 @@ class Systemd:
     async def _subscribe(self) -> None:
         assert self._bus is not None
         try:
-            await self._bus.call(_NAME, _PATH, _MANAGER, "Subscribe")
+            await self._bus.call(NAME, PATH, MANAGER, "Subscribe")
         except DBusCallError as error:
             if not error.name.endswith(".AlreadySubscribed"):
                 raise CcorchError(
@@ -354,19 +213,14 @@ class Systemd:
 
         def start(_: Any, manager: Any) -> str:
             self._results.pop(unit, None)
-            try:
-                return str(manager.StartTransientUnit(unit.encode(), b"fail", properties).decode())
-            except DBusBaseError as error:
-                if _error_is(error, "UnitExists"):
-                    return ""
-                raise
+            return str(manager.StartTransientUnit(unit.encode(), b"fail", properties).decode())
 
         # Nearly always nothing is in the way, and the manager refuses a unit that it knows in any state: ask later.
-        job = await self._ask(f"start {unit}", start)
-        if not job:
+        job = await self._manager.ask_unless(f"start {unit}", start, "UnitExists")
+        if job is None:
             await self._make_way(unit)
-            job = await self._ask(f"start {unit}", start)
-        if not job:
+            job = await self._manager.ask_unless(f"start {unit}", start, "UnitExists")
+        if job is None:
             raise CcorchError(ErrorCode.WRONG_STATE, f"{unit} has just been started by somebody else")
         result = await self._job_result(job, unit, _START_TIMEOUT)
         if result in ("done", "") and _lives_in(pid, unit):
@@ -380,7 +234,7 @@ class Systemd:
         raise CcorchError(ErrorCode.HOST_FAILED, f"systemd did not start {unit}: {why}")
 
     async def _make_way(self, unit: str) -> None:
-        deadline = time.monotonic() + _CALL_TIMEOUT
+        deadline = time.monotonic() + CALL_TIMEOUT
         while (status := await self.scope_status(unit)) is not None:
             if not status.ended and status.active_state != "deactivating":
                 raise CcorchError(
@@ -408,7 +262,7 @@ class Systemd:
             if status is None or status.ended:
                 break
             await self._thaw(unit, cgroup)
-            job = await self._ask_unless_gone(
+            job = await self._manager.ask_unless_gone(
                 f"stop {unit}", lambda _, manager: manager.StopUnit(unit.encode(), b"replace").decode()
             )
             if job is None or await self._job_result(job, unit, max(deadline - time.monotonic(), 0)) in ("done", None):
@@ -432,20 +286,20 @@ class Systemd:
         def ask(bus: Any, manager: Any) -> str:
             if (status := _status(bus, manager, unit)) is not None and status.control_group:
                 return status.control_group
-            parent = _property(bus, _unit_path(self._naming.slice), f"{_NAME}.Slice", "ControlGroup")
+            parent = property_of(bus, unit_path(self._naming.slice), f"{NAME}.Slice", "ControlGroup")
             return f"{parent}/{unit}" if parent else ""
 
-        group = await self._ask(f"find the cgroup of {unit}", ask)
+        group = await self._manager.ask(f"find the cgroup of {unit}", ask)
         # Nothing but the scope's own: what this returns gets killed.
         return cgroup_path(group) if group.endswith(f"/{unit}") else None
 
     async def _thaw(self, unit: str, cgroup: Path | None) -> None:
         def thaw(bus: Any, manager: Any) -> None:
-            if _property(bus, _unit_path(unit), _UNIT, "FreezerState") != "running":
+            if property_of(bus, unit_path(unit), UNIT, "FreezerState") != "running":
                 manager.ThawUnit(unit.encode())
 
         try:
-            await self._ask_unless_gone(f"thaw {unit}", thaw)
+            await self._manager.ask_unless_gone(f"thaw {unit}", thaw)
         except CcorchError as error:
             _log.warning("%s", error)  # the stop itself may still succeed, and SIGKILL works on frozen processes
         if cgroup is not None:
@@ -453,11 +307,11 @@ class Systemd:
 
     async def reset_failed(self, unit: str) -> None:
         """Let the manager forget a failed scope. Quiet when there is none."""
-        await self._ask_unless_gone(f"reset {unit}", lambda _, manager: manager.ResetFailedUnit(unit.encode()))
+        await self._manager.ask_unless_gone(f"reset {unit}", lambda _, manager: manager.ResetFailedUnit(unit.encode()))
 
     async def set_limits(self, unit: str, limits: Limits) -> None:
         """Change the limits of a running scope, until it ends. Raise ``HostFailed`` when there is no such scope."""
-        await self._ask(
+        await self._manager.ask(
             f"set the limits of {unit}",
             lambda _, manager: manager.SetUnitProperties(unit.encode(), True, _limit_properties(limits)),
         )
@@ -469,11 +323,11 @@ class Systemd:
             rows = manager.ListUnitsByPatterns([], [f"{self._naming.stem}-*.scope".encode()])
             return {row[0].decode(): _status_at(bus, row[6].decode()) for row in rows}
 
-        return await self._ask("list our scopes", ask)
+        return await self._manager.ask("list our scopes", ask)
 
     async def scope_status(self, unit: str) -> ScopeStatus | None:
         """Return the scope as the manager sees it, or None when it has none of that name."""
-        return await self._ask(f"look at {unit}", lambda bus, manager: _status(bus, manager, unit))
+        return await self._manager.ask(f"look at {unit}", lambda bus, manager: _status(bus, manager, unit))
 
     def on_scope_gone(self, callback: Callable[[str, str], None]) -> None:
         """Call *callback* with unit and result, once for each scope of ours that becomes inactive or failed."""
@@ -483,47 +337,43 @@ class Systemd:
 
     async def environment(self) -> dict[str, str]:
         """Return the manager's environment block (it has environment.d(5)), without what systemd sets for itself."""
-        lines = await self._ask("ask for its environment", lambda _, manager: manager.Environment)
+        lines = await self._manager.ask("ask for its environment", lambda _, manager: manager.Environment)
         pairs = (line.decode("utf-8", "surrogateescape").partition("=") for line in lines)
         return {key: value for key, _, value in pairs if not _SYSTEMDS_OWN.match(key)}
 
     async def manager_state(self) -> str:
         """Return the manager's ``SystemState``: ``running``, ``degraded``, ``stopping`` …"""
-        state = await self._ask("ask for its state", lambda _, manager: manager.SystemState)
+        state = await self._manager.ask("ask for its state", lambda _, manager: manager.SystemState)
         return str(state.decode())
 
     async def started_at(self) -> int:
         """Return when this manager started, in microseconds on the monotonic clock: scopes are never older than it."""
-        return int(await self._ask("ask when it started", lambda _, manager: manager.UserspaceTimestampMonotonic))
+        return int(
+            await self._manager.ask("ask when it started", lambda _, manager: manager.UserspaceTimestampMonotonic)
+        )
 
     async def control_group(self) -> str:
         """Return the manager's own control group: the scopes are below it, with the controllers it delegates."""
-        group = await self._ask("ask for its control group", lambda _, manager: manager.ControlGroup)
+        group = await self._manager.ask("ask for its control group", lambda _, manager: manager.ControlGroup)
         return str(group.decode())
 
     async def stop_unit_soon(self, unit: str) -> None:
         """Ask for the stop of *unit* and return without waiting: it may be our own."""
-        await self._ask(f"stop {unit}", lambda _, manager: manager.StopUnit(unit.encode(), b"replace"))
+        await self._manager.ask(f"stop {unit}", lambda _, manager: manager.StopUnit(unit.encode(), b"replace"))
 
     async def stop_was_requested(self, unit: str) -> bool:
-        """Tell whether somebody is stopping our own service *unit* for good, as opposed to a restart or a log-out.
+        """Tell whether somebody is stopping our own service *unit* for good; every doubt is False.
 
-        Asks the manager that runs us, on a connection of its own, for at most two seconds. True only for a job of type
-        ``stop`` while that manager itself is not stopping; every doubt and every error is False, because False keeps
-        the instances alive.
+        See :func:`ccorchd.host.manager.stop_was_requested`.
         """
-        try:
-            address = _user_manager_address() if _runs_in_user_manager() else None
-            async with asyncio.timeout(_STOP_QUESTION_TIMEOUT):
-                return await asyncio.to_thread(_stop_requested, unit, address)
-        except Exception as error:
-            _log.warning("cannot tell why %s is stopped, so instances stay: %s", unit, error)
-            return False
+        return await stop_was_requested(unit)
 
     async def enabled_at_boot(self, unit: str) -> bool:
         """Tell whether the user unit *unit* is enabled."""
         try:
-            state = await self._ask(f"look up {unit}", lambda _, manager: manager.GetUnitFileState(unit.encode()))
+            state = await self._manager.ask(
+                f"look up {unit}", lambda _, manager: manager.GetUnitFileState(unit.encode())
+            )
         except CcorchError:
             return False
         return state in (b"enabled", b"enabled-runtime")
@@ -532,7 +382,9 @@ class Systemd:
         """Enable the user unit *unit* and return whether that changed anything. Raise ``HostFailed`` without a file."""
         if await self.enabled_at_boot(unit):
             return False
-        await self._ask(f"enable {unit}", lambda _, manager: manager.EnableUnitFiles([unit.encode()], False, False))
+        await self._manager.ask(
+            f"enable {unit}", lambda _, manager: manager.EnableUnitFiles([unit.encode()], False, False)
+        )
         return True
 
     async def linger(self) -> bool:
@@ -569,39 +421,6 @@ class Systemd:
         finally:
             await bus.close()
 
-    # Commands
-
-    async def _ask(self, what: str, work: Callable[[Any, Any], _T]) -> _T:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._commands.run, work)
-        except (DBusBaseError, OSError) as error:
-            raise self._translate(what, error) from error
-
-    async def _ask_unless_gone(self, what: str, work: Callable[[Any, Any], _T]) -> _T | None:
-        """Do the same, but return None when the manager does not know the unit (any more)."""
-
-        def quiet(bus: Any, manager: Any) -> _T | None:
-            try:
-                return work(bus, manager)
-            except DBusBaseError as error:
-                if _error_is(error, "NoSuchUnit") or _error_is(error, "UnitInactive"):
-                    return None
-                raise
-
-        return await self._ask(what, quiet)
-
-    @staticmethod
-    def _translate(what: str, error: DBusBaseError | OSError) -> CcorchError:
-        if isinstance(error, TimeoutError) or error.errno == -errno.ETIMEDOUT:
-            return CcorchError(ErrorCode.TIMEOUT, f"The user manager did not {what} within {_CALL_TIMEOUT:g} seconds")
-        if not _runtime_dir().joinpath("systemd").exists():
-            return CcorchError(
-                ErrorCode.HOST_FAILED,
-                f"There is no systemd user manager for UID {os.getuid()}",
-                "Log in through PAM (ssh, a console), or keep one running: loginctl enable-linger $USER",
-            )
-        return CcorchError(ErrorCode.HOST_FAILED, f"The user manager did not {what}: {_error_text(error)}")
-
     # Signals
 
     async def _job_result(self, job: str, unit: str, timeout: float) -> str | None:
@@ -620,9 +439,9 @@ class Systemd:
                     return str(future.result())
                 if left <= 0:
                     return None
-                current = await self._ask(
+                current = await self._manager.ask(
                     f"look at the job of {unit}",
-                    lambda bus, _: _property(bus, _unit_path(unit), _UNIT, "Job", "(uo)")[1],
+                    lambda bus, _: property_of(bus, unit_path(unit), UNIT, "Job", "(uo)")[1],
                 )
                 if current != job.encode() and not future.done():
                     return ""
@@ -639,16 +458,16 @@ class Systemd:
             future.set_result(result)
 
     def _unit_changed(self, message: Message) -> None:
-        unit = self._ours(_unit_name(message.path))
+        unit = self._ours(unit_name(message.path))
         if unit is None:
             return
         interface, changed, _ = plain(message.body)
         # The scope's own properties come before those of the unit (systemd, bus_unit_send_change_signal).
-        if interface == _SCOPE and "Result" in changed:
+        if interface == SCOPE and "Result" in changed:
             self._results[unit] = changed["Result"]
-        elif interface == _UNIT and changed.get("ActiveState") in ("inactive", "failed"):
+        elif interface == UNIT and changed.get("ActiveState") in ("inactive", "failed"):
             self._gone(unit)
-        elif interface == _UNIT and changed.get("ActiveState") == "active":
+        elif interface == UNIT and changed.get("ActiveState") == "active":
             self._active.add(unit)
 
     def _unit_removed(self, message: Message) -> None:
@@ -657,7 +476,7 @@ class Systemd:
 
     def _owner_changed(self, message: Message) -> None:
         name, _, owner = message.body
-        if name == _NAME and owner:  # the manager has re-executed itself
+        if name == NAME and owner:  # the manager has re-executed itself
             task = asyncio.get_running_loop().create_task(self._resume())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -693,9 +512,3 @@ def _lives_in(pid: int, unit: str) -> bool:
     # v1 lines can stand beside ours; that of v2 begins with 0:: (cgroups(7)), that of a host without it names systemd.
     own = [line for line in groups if line.startswith("0::") or ":name=systemd:" in line]
     return state not in "ZX" and any(f"/{unit}" in line for line in own)
-
-
-def _runs_in_user_manager() -> bool:
-    with contextlib.suppress(OSError):
-        return f"/user@{os.getuid()}.service/" in Path("/proc/self/cgroup").read_text("utf-8", "replace")
-    return False

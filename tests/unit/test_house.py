@@ -52,7 +52,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "peewee": ("ccorchd/storage/",),
     "playhouse": ("ccorchd/storage/",),
     "psutil": ("ccorchd/host/usage.py",),
-    "pystemd": ("ccorchd/host/systemd.py", "ccorchd/host/journal.py"),
+    "pystemd": ("ccorchd/host/manager.py",),
     "sdnotify": ("ccorchd/daemon.py",),
 }
 """Who may import a library: files, or folders with a slash at the end. dbus-next has one at each end of the bus."""
