@@ -8,6 +8,7 @@ message needs rights that a user may not have.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from ccorchd.host.systemd import members
 from ccorchd.host.usage import UsageReader
 from ccorchd.model import Usage
 
-_PAGE = 4096
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _CROWDED = 0.3
 """Share of MemoryMax above which the processes are looked at one by one."""
 _LARGE = 0.1
