@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 
 from ccorchd.contract import Reason, State
@@ -36,11 +35,7 @@ class Changes:
 
     async def load(self) -> None:
         """Read all records from the database."""
-
-        def work(store: Store) -> list[InstanceRecord]:
-            return store.instances()
-
-        self.records = {record.id: record for record in await self._storage.run(work)}
+        self.records = {record.id: record for record in await self._storage.run(Store.instances)}
 
     async def apply(
         self,
@@ -59,27 +54,29 @@ class Changes:
         both acknowledged and spooled, counts once. A report (*from_report*) never brings an instance back that is
         stopping, stopped or failed; what it says is still recorded.
         """
-        event = Event(
-            kind=change.kind,
-            message=change.message,
-            actor=actor,
-            priority=change.priority,
-            data=change.data,
-            uid=uid,
-            instance_id=instance_id,
-        )
         now = time.time()
 
         def work(store: Store) -> tuple[InstanceRecord, Event | None] | None:
             record = store.instance_by_id(instance_id)
             stored = None
             if change.kind:
-                named = replace(event, project_id=record.project_id, project=record.project, instance=record.name)
-                stored = store.add_event(named)
+                stored = store.add_event(
+                    Event(
+                        kind=change.kind,
+                        message=change.message,
+                        actor=actor,
+                        priority=change.priority,
+                        data=change.data,
+                        uid=uid,
+                        instance_id=instance_id,
+                        project_id=record.project_id,
+                        project=record.project,
+                        instance=record.name,
+                    )
+                )
                 if stored is None:
                     return None
-            wanted = dict(columns)
-            wanted.update(self._columns(record, change, now, from_report))
+            wanted = {**columns, **self._columns(record, change, now, from_report)}
             if wanted:
                 record = store.update_instance(instance_id, **wanted)
             return record, stored
@@ -102,10 +99,9 @@ class Changes:
             return {}
         result: dict[str, object] = {}
         if change.state is not None:
-            reason = change.reason
-            if (change.state, reason) != (record.state, record.reason):
+            if (change.state, change.reason) != (record.state, record.reason):
                 result["since"] = now
-            result.update(state=change.state, reason=reason, reason_text=change.reason_text)
+            result.update(state=change.state, reason=change.reason, reason_text=change.reason_text)
         if change.doing is not None:
             result["doing"] = change.doing
         if change.session_id:
