@@ -54,7 +54,6 @@ _NEVER: Final[tuple[str, ...]] = (
     "LISTEN_*",
     "MAINPID",
     "MANAGERPID",
-    "CREDENTIALS_DIRECTORY",
     "*_DIRECTORY",
     "SYSTEMD_*",
     "MEMORY_PRESSURE_*",
@@ -68,7 +67,6 @@ _NEVER: Final[tuple[str, ...]] = (
     "GIT_WORK_TREE",
     "GIT_INDEX_FILE",
 )
-
 
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 

@@ -40,6 +40,15 @@ class Live:
     setup_failure: str = ""
     status_file: Path | None = None
 
+    async def settled(self, limit: float) -> None:
+        """Wait until the agent takes prompts or is gone, at most *limit* seconds; the two events tell which."""
+        waits = [asyncio.ensure_future(self.ready.wait()), asyncio.ensure_future(self.gone.wait())]
+        try:
+            await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
     async def close(self) -> None:
         """Let go of everything without touching the instance."""
         if self.watch is not None:

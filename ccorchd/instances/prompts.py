@@ -63,8 +63,7 @@ async def deliver(look: Callable[[], InstanceRecord], live: Live, agent: Agent, 
         raise CcorchError(ErrorCode.NOT_READY, f"{look().address} has no terminal yet", "Try again in a moment.")
     await _until_ready(look().address, live, float(config["instances.start_timeout"]))
     async with live.sending:
-        record = look()
-        # Both may have changed meanwhile.
+        record = look()  # its state may have changed meanwhile
         check_ready(record, agent)
         confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         live.confirmations.append(confirmed)
@@ -101,12 +100,7 @@ async def deliver(look: Callable[[], InstanceRecord], live: Live, agent: Agent, 
 
 async def _until_ready(address: Address, live: Live, limit: float) -> None:
     """Wait until the agent takes prompts; raise ``NotReady`` after *limit* seconds, or when it ends before."""
-    waits = [asyncio.ensure_future(live.ready.wait()), asyncio.ensure_future(live.gone.wait())]
-    try:
-        await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
+    await live.settled(limit)
     if live.gone.is_set():
         raise CcorchError(
             ErrorCode.NOT_READY,

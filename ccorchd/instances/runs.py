@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from ccorchd.agents.base import Agent, Paths
+from ccorchd.agents.base import Agent
 from ccorchd.background import Background
 from ccorchd.config import Config
 from ccorchd.contract import ErrorCode, Naming, State
@@ -123,8 +123,14 @@ class Runs:
 
     # -- watching ---------------------------------------------------------------------------------------------------
 
-    def _report_server(self, instance_id: int, paths: Paths) -> ReportServer:
-        return ReportServer(instance_id, paths.socket, paths.spool, self._reported, watcher=self._inotify)
+    def _hold(self, record: InstanceRecord) -> Live:
+        """Make the handles of an instance, and the folders that they need."""
+        paths = instance_paths(self._naming, record)
+        for folder in (paths.runtime, paths.spool):
+            folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        reports = ReportServer(record.id, paths.socket, paths.spool, self._reported, watcher=self._inotify)
+        live = self._live[record.id] = Live(paths, reports, self.unit(record))
+        return live
 
     def _watch(self, instance_id: int, live: Live) -> None:
         def died() -> None:
@@ -164,10 +170,10 @@ class Runs:
         live = self._live.get(report.instance_id)
         if record is None or live is None:
             return {}
+        agent = self._agent(record)
         if "secret" in report.payload and len(report.payload) == 1:
             name = str(report.payload["secret"])
-            return {"secret": await self._secrets.get(name) or ""} if name in self._agent(record).secrets else {}
-        agent = self._agent(record)
+            return {"secret": await self._secrets.get(name) or ""} if name in agent.secrets else {}
         change = setup_change(report, live, agent) or agent.interpret(record, report)
         stale = report.time < live.last_report
         if stale and change.state is not None:
@@ -229,12 +235,10 @@ class Runs:
         if retry:
             await self._retry_session(instance_id)
 
-    async def _record_end(
-        self, instance_id: int, live: Live, change: Change, columns: Mapping[str, object], *, actor: str = "ccorchd"
-    ) -> None:
+    async def _record_end(self, instance_id: int, live: Live, change: Change, columns: Mapping[str, object]) -> None:
         """Record that the run *live* has ended; what the database does not take now (a full disk) it gets later."""
         try:
-            await self._changes.apply(instance_id, change, unit=live.unit, columns=columns, actor=actor)
+            await self._changes.apply(instance_id, change, unit=live.unit, columns=columns, actor="ccorchd")
         except CcorchError as error:
             if error.code is ErrorCode.NO_SUCH_INSTANCE:
                 return

@@ -73,12 +73,9 @@ class Sampler:
         return seen.usage if seen else None
 
     def forget(self, instance_id: int) -> None:
+        """Drop what was seen of an instance, or of its earlier run."""
         self._seen.pop(instance_id, None)
         self._kills.pop(instance_id, None)
-
-    def started(self, instance_id: int) -> None:
-        """Drop what an earlier run used."""
-        self.forget(instance_id)
 
     def recent_kill(self, instance_id: int) -> Kill | None:
         """Return a kill that was returned in the last seconds: a sample may come between it and the agent's end."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ccorchd.agents.base import Agent
 from ccorchd.contract import ErrorCode, Reason, State
 from ccorchd.errors import CcorchError
 from ccorchd.host.systemd import ScopeStatus, cgroup_path
@@ -52,14 +53,10 @@ class Instances(Runs):
             raise CcorchError(ErrorCode.WRONG_STATE, f"{record.address} is {record.state} already")
         agent = self._agent(record)
         agent.check(environment, record.options)
-        paths = instance_paths(self._naming, record)
-        remove_runtime(paths)
-        paths.runtime.mkdir(parents=True, mode=0o700, exist_ok=True)
-        paths.spool.mkdir(parents=True, mode=0o700, exist_ok=True)
-        live = Live(paths, self._report_server(instance_id, paths), self.unit(record))
+        remove_runtime(instance_paths(self._naming, record))
+        live = self._hold(record)
         # What an earlier run left in the spool is part of the story, but no news of this one's state.
         live.last_report = time.time()
-        self._live[instance_id] = live
         try:
             await self._changes.apply(
                 instance_id,
@@ -75,15 +72,14 @@ class Instances(Runs):
                 columns={"wanted": True, "boot_id": await self._current_epoch(), "pid": 0},
             )
             await live.reports.start()
-            self._sampler.started(instance_id)
-            if await self._secrets_for(record):
-                record.options["api_key"] = "stored"
+            self._sampler.forget(instance_id)
+            options = {**record.options, "api_key": "stored"} if await self._secrets_for(agent) else record.options
             # All that it will see, not only what is its own: HOME or its configuration's place may be the project's.
-            whole = replace(record, environment=dict(environment))
-            launch = await asyncio.to_thread(agent.prepare, whole, paths, resume=record.started, prompt=prompt)
+            whole = replace(record, environment=dict(environment), options=options)
+            launch = await asyncio.to_thread(agent.prepare, whole, live.paths, resume=record.started, prompt=prompt)
             live.tmux, live.pid = await self._launcher.launch(
                 record,
-                paths,
+                live.paths,
                 launch,
                 environment,
                 setup,
@@ -120,16 +116,16 @@ class Instances(Runs):
         try:
             if live.tmux is not None:
                 await self._take_down(instance_id, live)
+            else:
+                await self._let_go(instance_id, live)
+                remove_runtime(live.paths)
         except CcorchError as trouble:
             _log.error("%s could not be stopped: %s", live.unit, trouble.message)
-        else:
-            await self._let_go(instance_id, live)
-            remove_runtime(live.paths)
         await self._record_end(instance_id, live, change, {"wanted": False, "pid": 0})
         live.gone.set()
 
     async def _finish_launch(self, instance_id: int, live: Live) -> None:
-        """What the agent need not wait for: the shell window, the cgroup's path."""
+        """Do what the agent need not wait for: the cgroup's path, the shell window, a look whether it reports."""
         live.cgroup = live.cgroup or await self._cgroup(live.unit)
         record = self._record(instance_id)
         try:
@@ -148,14 +144,11 @@ class Instances(Runs):
     async def _expect_ready(self, instance_id: int, live: Live) -> None:
         """Say so when an agent that ought to report does not."""
         limit = float(self.config["instances.start_timeout"])
-        waits = [asyncio.ensure_future(live.ready.wait()), asyncio.ensure_future(live.gone.wait())]
-        try:
-            done, _ = await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        await live.settled(limit)
         record = self.records.get(instance_id)
-        if not done and record is not None and record.state is State.STARTING and record.reason is not Reason.SETUP:
+        if live.ready.is_set() or live.gone.is_set() or record is None:
+            return
+        if record.state is State.STARTING and record.reason is not Reason.SETUP:
             await self._changes.apply(
                 instance_id,
                 Change(
@@ -168,9 +161,8 @@ class Instances(Runs):
                 unit=live.unit,
             )
 
-    async def _secrets_for(self, record: InstanceRecord) -> bool:
-        names = self._agent(record).secrets
-        return bool(names) and bool(set(names) & set(await self._secrets.names()))
+    async def _secrets_for(self, agent: Agent) -> bool:
+        return bool(agent.secrets) and not set(agent.secrets).isdisjoint(await self._secrets.names())
 
     async def _cgroup(self, unit: str) -> Path | None:
         status = await self._systemd.scope_status(unit)
@@ -211,12 +203,7 @@ class Instances(Runs):
 
     async def _adopt(self, record: InstanceRecord, status: ScopeStatus | None, epoch: str) -> bool:
         """Take over one instance or record its end; return whether it is to be started again."""
-        unit = self.unit(record)
-        paths = instance_paths(self._naming, record)
-        paths.runtime.mkdir(parents=True, mode=0o700, exist_ok=True)
-        paths.spool.mkdir(parents=True, mode=0o700, exist_ok=True)
-        live = Live(paths, self._report_server(record.id, paths), unit)
-        self._live[record.id] = live
+        live = self._hold(record)
         try:
             # Reports that wait in the spool, of the dead as well, are part of the story.
             await live.reports.start()

@@ -68,7 +68,7 @@ def test_final_sample_does_not_wait_for_the_victim(tmp_path: Path, monkeypatch: 
     kill = sampler.sample(1, cgroup, 100 * MIB, final=True)
     assert kill is not None
     assert kill.pid == 0
-    sampler.started(1)
+    sampler.forget(1)
     assert sampler.recent_kill(1) is None
 
 
