@@ -149,8 +149,8 @@ TIERS = (
     Tier(
         "vm",
         "virtual machine: memory, CPU and task limits, power cuts",
-        10,
-        15,
+        12,
+        22,
         "700 MB",
         _vm,
         (*_LOCAL, *apt.BUILD, *apt.VIRTUAL),
