@@ -28,8 +28,8 @@ class Live:
     """Set once the agent has reported that it takes prompts."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once its end has been recorded."""
-    confirmations: list[asyncio.Future[None]] = field(default_factory=list)
-    """One for each prompt that waits to be confirmed by the agent."""
+    confirmation: asyncio.Future[None] | None = None
+    """What the prompt that is on its way waits for: the agent confirms it."""
     sending: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a prompt is on its way: one at a time."""
     last_report: float = 0.0
@@ -55,6 +55,5 @@ class Live:
             self.watch.close()
             self.watch = None
         await self.reports.close()
-        for waiter in self.confirmations:
-            waiter.cancel()
-        self.confirmations.clear()
+        if self.confirmation is not None:
+            self.confirmation.cancel()

@@ -65,8 +65,7 @@ async def deliver(look: Callable[[], InstanceRecord], live: Live, agent: Agent, 
     async with live.sending:
         record = look()  # its state may have changed meanwhile
         check_ready(record, agent)
-        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        live.confirmations.append(confirmed)
+        confirmed = live.confirmation = asyncio.get_running_loop().create_future()
         try:
             busy = record.state is State.WORKING
             await live.tmux.paste("agent", agent.prompt_text(text), enter=not busy)
@@ -88,8 +87,7 @@ async def deliver(look: Callable[[], InstanceRecord], live: Live, agent: Agent, 
             late = f"did not confirm the prompt within {limit:g} s"
             words = "ended before it took the prompt" if confirmed.cancelled() else late
         finally:
-            if confirmed in live.confirmations:
-                live.confirmations.remove(confirmed)
+            live.confirmation = None
             confirmed.cancel()
     raise CcorchError(
         ErrorCode.NOT_DELIVERED,

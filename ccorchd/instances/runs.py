@@ -192,11 +192,8 @@ class Runs:
             live.last_report = report.time
             if change.state is not State.STARTING:
                 live.ready.set()
-        if change.prompt_confirmed:
-            for waiter in live.confirmations:
-                if not waiter.done():
-                    waiter.set_result(None)
-                    break
+        if change.prompt_confirmed and live.confirmation is not None and not live.confirmation.done():
+            live.confirmation.set_result(None)
         return {}
 
     # -- ends -------------------------------------------------------------------------------------------------------

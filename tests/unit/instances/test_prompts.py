@@ -72,10 +72,10 @@ class Desk:
         """Confirm each line that the agent has taken, as its report would."""
         count = 0
         while True:
-            for waiter in self.live.confirmations[: len(self.lines) - count]:
-                if not waiter.done():
-                    count += 1
-                    waiter.set_result(None)
+            waiter = self.live.confirmation
+            if waiter is not None and not waiter.done() and len(self.lines) > count:
+                count += 1
+                waiter.set_result(None)
             await asyncio.sleep(0.02)
 
     async def send(self, text: str) -> bool:
@@ -113,7 +113,7 @@ async def test_prompt_is_confirmed_at_once(start: Callable[..., Awaitable[Desk]]
     async with asyncio.timeout(1.4):
         assert await desk.send("größer; than")
     assert desk.lines == ["größer; than"]
-    assert not desk.live.confirmations
+    assert not desk.live.confirmation
 
 
 @pytest.mark.parametrize("swallowed", [1, 2])
@@ -135,13 +135,13 @@ async def test_prompt_that_is_never_confirmed_is_an_error_in_time(start: Callabl
         await desk.send("never")
     assert caught.value.code is ErrorCode.NOT_DELIVERED
     assert 2 <= asyncio.get_running_loop().time() - begun < 4
-    assert not desk.live.confirmations
+    assert not desk.live.confirmation
 
 
 async def test_enter_is_not_pressed_when_a_question_has_come_up(start: Callable[..., Awaitable[Desk]]) -> None:
     desk = await start(1, confirm_timeout=2.5)
     sending = asyncio.ensure_future(desk.send("a prompt"))
-    while not desk.live.confirmations:
+    while not desk.live.confirmation:
         await asyncio.sleep(0.01)
     await asyncio.sleep(0)
     desk.record = replace(desk.record, state=State.WAITING, reason=Reason.PERMISSION)
@@ -169,7 +169,7 @@ async def test_prompt_behind_a_turn_that_ends_is_confirmed(start: Callable[..., 
     desk = await start(0)
     desk.record = replace(desk.record, state=State.WORKING)
     sending = asyncio.ensure_future(desk.send("just then"))
-    while not desk.live.confirmations:
+    while not desk.live.confirmation:
         await asyncio.sleep(0.01)
     desk.record = replace(desk.record, state=State.IDLE)
     assert await sending
@@ -180,7 +180,7 @@ async def test_prompt_behind_a_turn_that_asks_is_no_answer(start: Callable[..., 
     desk = await start(0)
     desk.record = replace(desk.record, state=State.WORKING)
     sending = asyncio.ensure_future(desk.send("not now"))
-    while not desk.live.confirmations:
+    while not desk.live.confirmation:
         await asyncio.sleep(0.01)
     desk.record = replace(desk.record, state=State.WAITING, reason=Reason.PERMISSION)
     with pytest.raises(CcorchError) as caught:
@@ -196,7 +196,7 @@ async def test_prompt_waits_for_the_agent_to_be_ready(start: Callable[..., Await
     desk.record = replace(desk.record, state=State.STARTING)
     sending = asyncio.ensure_future(desk.send("early"))
     await asyncio.sleep(0)
-    assert not desk.live.confirmations
+    assert not desk.live.confirmation
     desk.record = replace(desk.record, state=State.IDLE)
     desk.live.ready.set()
     assert await sending
@@ -214,7 +214,7 @@ async def test_agent_that_ends_is_an_error_at_once(start: Callable[..., Awaitabl
     desk.live.gone.clear()
     desk.live.ready.set()
     sending = asyncio.ensure_future(desk.send("never"))
-    while not desk.live.confirmations:
+    while not desk.live.confirmation:
         await asyncio.sleep(0.01)
     await desk.live.close()
     with pytest.raises(CcorchError) as caught:
