@@ -69,7 +69,7 @@ class Wish:
 
 
 class Creation(Projects):
-    """Makes instances and launches them; also what it takes to unmake one."""
+    """Makes instances and launches them, and unmakes what was made of one."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Creation(Projects):
         self._locks: dict[int, asyncio.Lock] = {}
         self._create_lock = asyncio.Lock()
         self._reserved: set[int] = set()
-        """Stopped instances that are about to start: they count for ``instances.max`` already."""
+        """Instances that are about to start, or to start again: they count for ``instances.max`` all the while."""
         self._manager_environment: dict[str, str] = {}
 
     async def create(self, project_name: str, name: str, wish: Wish, *, actor: str) -> InstanceRecord:
@@ -136,9 +136,9 @@ class Creation(Projects):
                         columns={"wanted": False},
                     )
             except BaseException:
-                await asyncio.shield(self._undo_create(self._by_id(record.id)))
+                await asyncio.shield(self._undo_create(self.instances.record(record.id)))
                 raise
-            return self._by_id(record.id)
+            return self.instances.record(record.id)
 
     async def _add_row(
         self,
@@ -164,7 +164,7 @@ class Creation(Projects):
         limits = Limits.parse(dict(wish.limits), defaults, total)
         environment = {**from_caller(wish.environment, self.config["agents.environment"]), **wish.variables}
         port = await self._free_port()
-        self.instances.agent(agent).check({**manager, **environment}, {**wish.options})
+        self.instances.agent(agent).check({**manager, **environment}, wish.options)
 
         def work(store: Store) -> tuple[InstanceRecord, Event | None]:
             record = store.add_instance(
@@ -289,10 +289,7 @@ class Creation(Projects):
             raise CcorchError(ErrorCode.SHUTTING_DOWN, "ccorchd is shutting down", "Try again once it is back.")
 
     async def _free_port(self) -> int:
-        def work(store: Store) -> set[int]:
-            return store.leased_ports()
-
-        taken = await self.storage.run(work)
+        taken = await self.storage.run(Store.leased_ports)
         first, last = int(self.config["ports.first"]), int(self.config["ports.last"])
         for port in range(first, last + 1):
             if port not in taken and _bindable(port):
@@ -321,7 +318,7 @@ class Creation(Projects):
     ) -> None:
         """Start the agent. *manager* is the user manager's environment where the caller has just asked for it."""
         self._check_open()
-        record = self._by_id(instance_id)
+        record = self.instances.record(instance_id)
         environment, setup = await self._compose(record, manager)
         if not record.started:
             prompt = prompt or record.prompt

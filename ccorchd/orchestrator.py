@@ -95,7 +95,7 @@ class Orchestrator(Creation):
         """Start a stopped or failed instance; its session is resumed. Raises ``WrongState``, ``LimitReached``."""
         self._check_open()
         async with self._lock(instance_id):
-            record = self._by_id(instance_id)
+            record = self.instances.record(instance_id)
             if record.state.running:
                 raise CcorchError(
                     ErrorCode.WRONG_STATE,
@@ -115,9 +115,9 @@ class Orchestrator(Creation):
         """Stop and start again, resuming the session."""
         self._check_open()
         async with self._lock(instance_id):
-            with self._room(self._by_id(instance_id)):
-                await self._take_environment(self._by_id(instance_id), environment)
-                record = self._by_id(instance_id)
+            with self._room(self.instances.record(instance_id)):
+                await self._take_environment(self.instances.record(instance_id), environment)
+                record = self.instances.record(instance_id)
                 # What a launch would be refused for is found out while the agent still runs.
                 composed, _ = await self._compose(record)
                 self.instances.agent(record.agent).check(composed, record.options)
@@ -131,7 +131,7 @@ class Orchestrator(Creation):
         Raises ``WorktreeDirty`` unless *force*, which keeps the changes under a ref (see :class:`Removed`).
         """
         async with self._lock(instance_id):
-            record = self._by_id(instance_id)
+            record = self.instances.record(instance_id)
             repository, path, branch = Path(record.repository), Path(record.worktree), own_branch(record)
             if not force:
                 await self.worktrees.check_removable(repository, path, branch)
@@ -140,8 +140,8 @@ class Orchestrator(Creation):
             kept = f"; its changes are kept as {removed.kept_ref}" if removed.kept_ref else ""
             if removed.kept_folder:
                 kept += f"; files that no commit can hold are kept in {removed.kept_folder}"
-            branch = "deleted, it held nothing new" if removed.branch_deleted else "stays"
-            await self._remove_row(record, f"removed; branch {record.branch} {branch}{kept}", actor)
+            fate = "deleted, it held nothing new" if removed.branch_deleted else "stays"
+            await self._remove_row(record, f"removed; branch {record.branch} {fate}{kept}", actor)
             return removed
 
     async def send(self, instance_id: int, text: str, *, actor: str) -> bool:
@@ -151,17 +151,17 @@ class Orchestrator(Creation):
         return await self.instances.send(instance_id, text, actor=actor)
 
     async def diff(self, instance_id: int, *, stat: bool) -> str:
-        record = self._by_id(instance_id)
+        record = self.instances.record(instance_id)
         return await self.worktrees.diff(Path(record.worktree), record.base_commit, stat=stat)
 
     async def commits(self, instance_id: int) -> list[tuple[str, str]]:
         """Return id and subject of the commits the branch has beyond its base, newest first."""
-        record = self._by_id(instance_id)
+        record = self.instances.record(instance_id)
         return await self.worktrees.commits(Path(record.repository), record.base_commit, record.branch)
 
     async def merge(self, instance_id: int, *, actor: str) -> str:
         """Merge the instance's branch into what the main checkout is on; return the new commit's id."""
-        record = self._by_id(instance_id)
+        record = self.instances.record(instance_id)
         status = await self._status(record)
         if status.dirty:
             raise CcorchError(

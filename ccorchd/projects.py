@@ -37,11 +37,7 @@ class Projects:
 
     async def load(self) -> None:
         """Read the projects from the database."""
-
-        def work(store: Store) -> list[ProjectRecord]:
-            return store.projects()
-
-        self.projects = {project.id: project for project in await self.storage.run(work)}
+        self.projects = {project.id: project for project in await self.storage.run(Store.projects)}
 
     async def register(self, repository: str, name: str, *, actor: str) -> ProjectRecord:
         """Register the repository that *repository* (a path in it) belongs to; an already registered one is returned.
@@ -201,12 +197,6 @@ class Projects:
             if others
             else f"{wanted.project} has no instances yet.",
         )
-
-    def _by_id(self, instance_id: int) -> InstanceRecord:
-        record = self.instances.records.get(instance_id)
-        if record is None:
-            raise CcorchError(ErrorCode.NO_SUCH_INSTANCE, f"there is no instance number {instance_id} any more")
-        return record
 
 
 def _name_from(folder: str) -> str:

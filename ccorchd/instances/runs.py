@@ -115,7 +115,8 @@ class Runs:
     def _agent(self, record: InstanceRecord) -> Agent:
         return self.agent(record.agent)
 
-    def _record(self, instance_id: int) -> InstanceRecord:
+    def record(self, instance_id: int) -> InstanceRecord:
+        """Return an instance by its number; raise ``NoSuchInstance``."""
         record = self.records.get(instance_id)
         if record is None:
             raise CcorchError(ErrorCode.NO_SUCH_INSTANCE, f"there is no instance number {instance_id} any more")
@@ -140,7 +141,7 @@ class Runs:
             self._background.spawn(self._read_status(instance_id, live), f"status of instance {instance_id}")
 
         live.watch = PidWatch(live.pid, died)
-        record = self._record(instance_id)
+        record = self.record(instance_id)
         whole = replace(record, environment=record.environment | process_environment(live.pid))
         live.status_file = self._agent(record).status_file(whole)
         if live.status_file is not None:
@@ -212,7 +213,7 @@ class Runs:
         if await self._dying_with_manager():
             _log.info("%s goes with its manager; it will be resumed", live.unit)
             return
-        record = self._record(instance_id)
+        record = self.record(instance_id)
         agent = self._agent(record)
         kill = await self._last_sample(instance_id, live)
         status, signal, screen = await last_words(live)
@@ -256,7 +257,7 @@ class Runs:
 
     async def _retry_session(self, instance_id: int) -> None:
         """Start once more, the other way round: a session that should be resumed is made new, or the reverse."""
-        record = self._record(instance_id)
+        record = self.record(instance_id)
         await self._changes.apply(
             instance_id,
             Change(
@@ -272,7 +273,7 @@ class Runs:
     async def _last_sample(self, instance_id: int, live: Live) -> Kill | None:
         if live.cgroup is None or not live.cgroup.exists():
             return None
-        record = self._record(instance_id)
+        record = self.record(instance_id)
         limit = record.limits.memory_max
         try:
             return await asyncio.to_thread(self._sampler.sample, instance_id, live.cgroup, limit, final=True)
@@ -321,7 +322,7 @@ class Runs:
         if live is not None and live.stop_reason:
             await self._wait_gone(live)
             live = self._live.get(instance_id)
-        record = self._record(instance_id)
+        record = self.record(instance_id)
         if live is None:
             if record.wanted or record.state.running:
                 # Nobody watches it, which need not mean that nothing is left of it.

@@ -48,7 +48,7 @@ class Instances(Runs):
         why: str = "started",
     ) -> None:
         """Launch the instance; raise without leaving anything behind if that fails. Its record is ``failed`` then."""
-        record = self._record(instance_id)
+        record = self.record(instance_id)
         if instance_id in self._live:
             raise CcorchError(ErrorCode.WRONG_STATE, f"{record.address} is {record.state} already")
         agent = self._agent(record)
@@ -127,7 +127,7 @@ class Instances(Runs):
     async def _finish_launch(self, instance_id: int, live: Live) -> None:
         """Do what the agent need not wait for: the cgroup's path, the shell window, a look whether it reports."""
         live.cgroup = live.cgroup or await self._cgroup(live.unit)
-        record = self._record(instance_id)
+        record = self.record(instance_id)
         try:
             # Adopted ones have it already, unless the daemon died before it was made.
             if (
@@ -211,7 +211,7 @@ class Instances(Runs):
         except BaseException:
             await self._let_go(record.id, live)
             raise
-        record = self._record(record.id)
+        record = self.record(record.id)
         if status is not None and status.active_state == "active" and record.boot_id == epoch and record.pid:
             await self._take_over(record, live, status.control_group)
             return False
@@ -308,7 +308,7 @@ class Instances(Runs):
 
     async def send(self, instance_id: int, text: str, *, actor: str) -> bool:
         """Deliver a prompt; return whether the agent confirmed it (see :func:`ccorchd.instances.prompts.deliver`)."""
-        record, live = self._record(instance_id), self._live.get(instance_id)
+        record, live = self.record(instance_id), self._live.get(instance_id)
         agent = self._agent(record)
         prompts.check_ready(record, agent)
         if live is None:
@@ -317,7 +317,7 @@ class Instances(Runs):
                 f"{record.address} has no terminal yet: {record.reason_text}",
                 "Try again in a moment.",
             )
-        confirmed = await prompts.deliver(lambda: self._record(instance_id), live, agent, text, self.config)
+        confirmed = await prompts.deliver(lambda: self.record(instance_id), live, agent, text, self.config)
         if not confirmed:
             await self._changes.apply(
                 instance_id,
@@ -329,12 +329,12 @@ class Instances(Runs):
 
     async def interrupt(self, instance_id: int) -> None:
         """Press the agent's interrupt keys."""
-        record = self._record(instance_id)
+        record = self.record(instance_id)
         await self._terminal(record).keys("agent", *self._agent(record).interrupt_keys)
 
     def attach_argv(self, instance_id: int, *, read_only: bool, window: str) -> list[str]:
         """Return the command that shows the instance's terminal; raise ``InvalidArgument`` for an unknown window."""
-        record = self._record(instance_id)
+        record = self.record(instance_id)
         if window not in ("agent", "shell"):
             raise CcorchError(
                 ErrorCode.INVALID_ARGUMENT,
@@ -345,11 +345,11 @@ class Instances(Runs):
 
     async def detach(self, instance_id: int) -> int:
         """Detach everybody; return how many there were."""
-        return await self._terminal(self._record(instance_id)).detach_all()
+        return await self._terminal(self.record(instance_id)).detach_all()
 
     async def screen(self, instance_id: int) -> str:
         """Return what the agent's window shows."""
-        return await self._terminal(self._record(instance_id)).capture("agent")
+        return await self._terminal(self.record(instance_id)).capture("agent")
 
     def _terminal(self, record: InstanceRecord) -> TmuxServer:
         live = self._live.get(record.id)
