@@ -29,6 +29,8 @@ from ccorchd.host.dbus import (
     Message,
     MessageType,
     PropertyAccess,
+    ServiceInterface,
+    Variant,
     dbus_property,
     method,
     plain,
@@ -193,6 +195,12 @@ def readable(signature: str) -> Callable[[Callable[[Any], Any]], Any]:
     return decorate
 
 
+def property_values(interface: ServiceInterface) -> dict[str, Variant]:
+    """Return every :func:`readable` property of *interface*."""
+    found = ServiceInterface._get_properties(interface)
+    return {prop.name: Variant(prop.signature, getattr(interface, prop.name)) for prop in found}
+
+
 def announced(signature: str) -> Callable[[Callable[[Any, Any], Any]], Any]:
     """Make a function that returns its argument a signal with one argument of the D-Bus type *signature*."""
 
@@ -248,6 +256,3 @@ def _unexpected(error: Exception) -> tuple[ErrorCode, str, str]:
         f"something went wrong inside ccorchd ({type(error).__name__})",
         f"Please report it with the output of: journalctl --user -u ccorchd _PID={os.getpid()}",
     )
-
-
-__all__ = ["Guard", "announced", "exposed", "readable"]

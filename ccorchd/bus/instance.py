@@ -4,20 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
-from ccorchd.bus.guard import Guard, exposed, readable
+from ccorchd.bus.guard import Guard, exposed, property_values, readable
 from ccorchd.bus.options import Options
 from ccorchd.contract import INSTANCE_FIELDS, INSTANCE_INTERFACE
 from ccorchd.host.dbus import ServiceInterface, Variant, variants
 from ccorchd.model import InstanceRecord
 from ccorchd.orchestrator import Orchestrator
 from ccorchd.records import instance_fields, microseconds
-
-PROPERTIES: Final = (
-    "Name", "Project", "Address", "State", "Reason", "ReasonText", "Since", "Doing", "Agent", "SessionId",
-    "Branch", "Worktree", "Unit", "Pid", "Restarts",
-)  # fmt: skip
 
 
 class InstanceInterface(ServiceInterface):
@@ -27,7 +21,6 @@ class InstanceInterface(ServiceInterface):
         super().__init__(INSTANCE_INTERFACE)
         self.guard = guard
         self._orchestrator = orchestrator
-        self._id = record.id
         self._record = record
 
     def subject(self, member: str, arguments: Sequence[object]) -> str:
@@ -93,32 +86,23 @@ class InstanceInterface(ServiceInterface):
     def Restarts(self) -> int:
         return self._record.restarts
 
-    def values(self) -> dict[str, object]:
-        """Return all properties with plain values."""
-        return {name: getattr(self, name) for name in PROPERTIES}
-
     def update(self, record: InstanceRecord) -> None:
         """Take the new record and signal the properties that differ."""
-        before = self.values()
+        before = property_values(self)
         self._record = record
-        changed = {name: value for name, value in self.values().items() if value != before[name]}
+        changed = {name: value.value for name, value in property_values(self).items() if value != before[name]}
         if changed:
             self.emit_properties_changed(changed)
 
-    def fields(self) -> dict[str, Variant]:
-        record = self._record
-        instances = self._orchestrator.instances
-        return variants(INSTANCE_FIELDS, instance_fields(record, instances.unit(record), instances.usage(record.id)))
-
     @exposed("", "a{sv}", mutating=False)
     async def Describe(self) -> dict[str, Variant]:
-        return self.fields()
+        return describe(self._orchestrator, self._record)
 
     @exposed("a{sv}", mutating=True)
     async def Start(self, options: dict[str, Variant]) -> None:
         given = Options(options, {"environment": "a{ss}", "prompt": "s"})
         await self._orchestrator.start(
-            self._id,
+            self._record.id,
             environment=given.mapping("environment"),
             prompt=given.text("prompt"),
             actor=await self.guard.actor(),
@@ -127,20 +111,22 @@ class InstanceInterface(ServiceInterface):
     @exposed("a{sv}", mutating=True)
     async def Stop(self, options: dict[str, Variant]) -> None:
         Options(options, {})
-        await self._orchestrator.stop(self._id, actor=await self.guard.actor())
+        await self._orchestrator.stop(self._record.id, actor=await self.guard.actor())
 
     @exposed("a{sv}", mutating=True)
     async def Restart(self, options: dict[str, Variant]) -> None:
         given = Options(options, {"environment": "a{ss}"})
         await self._orchestrator.restart(
-            self._id, environment=given.mapping("environment"), actor=await self.guard.actor()
+            self._record.id, environment=given.mapping("environment"), actor=await self.guard.actor()
         )
 
     @exposed("a{sv}", "a{sv}", mutating=True)
     async def Remove(self, options: dict[str, Variant]) -> dict[str, Variant]:
         given = Options(options, {"force": "b"})
         branch = self._record.branch
-        removed = await self._orchestrator.remove(self._id, force=given.flag("force"), actor=await self.guard.actor())
+        removed = await self._orchestrator.remove(
+            self._record.id, force=given.flag("force"), actor=await self.guard.actor()
+        )
         return {
             "branch": Variant("s", branch),
             "branch_deleted": Variant("b", removed.branch_deleted),
@@ -150,34 +136,40 @@ class InstanceInterface(ServiceInterface):
     @exposed("s a{sv}", "b", mutating=True)
     async def Send(self, text: str, options: dict[str, Variant]) -> bool:
         Options(options, {})
-        return await self._orchestrator.send(self._id, text, actor=await self.guard.actor())
+        return await self._orchestrator.send(self._record.id, text, actor=await self.guard.actor())
 
     @exposed(mutating=True)
     async def Interrupt(self) -> None:
-        await self._orchestrator.instances.interrupt(self._id)
+        await self._orchestrator.instances.interrupt(self._record.id)
 
     @exposed("b s", "asa{ss}", mutating=True)
     async def Attach(self, read_only: bool, window: str) -> list[object]:
-        argv = self._orchestrator.instances.attach_argv(self._id, read_only=read_only, window=window)
+        argv = self._orchestrator.instances.attach_argv(self._record.id, read_only=read_only, window=window)
         return [argv, {}]
 
     @exposed("", "u", mutating=True)
     async def Detach(self) -> int:
-        return await self._orchestrator.instances.detach(self._id)
+        return await self._orchestrator.instances.detach(self._record.id)
 
     @exposed("", "s", mutating=False)
     async def Screen(self) -> str:
-        return await self._orchestrator.instances.screen(self._id)
+        return await self._orchestrator.instances.screen(self._record.id)
 
     @exposed("a{sv}", "s", mutating=False)
     async def Diff(self, options: dict[str, Variant]) -> str:
         given = Options(options, {"stat": "b"})
-        return await self._orchestrator.diff(self._id, stat=given.flag("stat"))
+        return await self._orchestrator.diff(self._record.id, stat=given.flag("stat"))
 
     @exposed("", "a(ss)", mutating=False)
     async def Commits(self) -> list[list[str]]:
-        return [list(commit) for commit in await self._orchestrator.commits(self._id)]
+        return [list(commit) for commit in await self._orchestrator.commits(self._record.id)]
 
     @exposed("", "s", mutating=True)
     async def Merge(self) -> str:
-        return await self._orchestrator.merge(self._id, actor=await self.guard.actor())
+        return await self._orchestrator.merge(self._record.id, actor=await self.guard.actor())
+
+
+def describe(orchestrator: Orchestrator, record: InstanceRecord) -> dict[str, Variant]:
+    """Return the instance's record, with what it uses."""
+    instances = orchestrator.instances
+    return variants(INSTANCE_FIELDS, instance_fields(record, instances.unit(record), instances.usage(record.id)))

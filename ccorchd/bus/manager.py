@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ccorchd import __version__
 from ccorchd.bus.guard import Guard, announced, exposed, readable
+from ccorchd.bus.instance import describe as describe_instance
 from ccorchd.bus.options import Options
-from ccorchd.bus.project import describe
+from ccorchd.bus.project import describe as describe_project
 from ccorchd.contract import (
     API_VERSION,
     CHECK_FIELDS,
     EVENT_FIELDS,
-    INSTANCE_FIELDS,
     MANAGER_INTERFACE,
     SETTING_FIELDS,
     WORKTREE_FIELDS,
@@ -28,7 +28,7 @@ from ccorchd.host.secrets import Secrets
 from ccorchd.instances.environment import caller_patterns
 from ccorchd.model import Address, Event
 from ccorchd.orchestrator import Orchestrator
-from ccorchd.records import event_fields, instance_fields, instance_path, project_path
+from ccorchd.records import event_fields, instance_path, project_path
 from ccorchd.storage import Store
 
 _MOST_EVENTS = 10_000
@@ -120,7 +120,7 @@ class ManagerInterface(ServiceInterface):
     @exposed("", "aa{sv}", mutating=False)
     async def ListProjects(self) -> list[dict[str, Variant]]:
         projects = sorted(self._orchestrator.projects.values(), key=lambda project: project.name)
-        return [describe(self._orchestrator, project) for project in projects]
+        return [describe_project(self._orchestrator, project) for project in projects]
 
     @exposed("s", "o", mutating=False)
     async def GetProject(self, name: str) -> str:
@@ -129,7 +129,7 @@ class ManagerInterface(ServiceInterface):
     @exposed("s", "a{sv}", mutating=False)
     async def FindProject(self, path: str) -> dict[str, Variant]:
         project, instance = await self._orchestrator.find(path)
-        found = describe(self._orchestrator, project)
+        found = describe_project(self._orchestrator, project)
         if instance:
             found["instance"] = Variant("s", instance)
         return found
@@ -177,10 +177,11 @@ class ManagerInterface(ServiceInterface):
             raise CcorchError(
                 ErrorCode.INVALID_ARGUMENT, f"{unknown[0]!r} is no state", f"States are: {', '.join(State)}."
             )
-        instances = self._orchestrator.instances
         return [
-            variants(INSTANCE_FIELDS, instance_fields(record, instances.unit(record), instances.usage(record.id)))
-            for record in sorted(instances.records.values(), key=lambda record: (record.project, record.name))
+            describe_instance(self._orchestrator, record)
+            for record in sorted(
+                self._orchestrator.instances.records.values(), key=lambda record: (record.project, record.name)
+            )
             if (not project or record.project == project) and (not states or record.state in states)
         ]
 
@@ -242,7 +243,7 @@ class ManagerInterface(ServiceInterface):
 
     @exposed("", "as", mutating=True)
     async def PrepareHost(self) -> list[str]:
-        return list(await self._doctor.prepare_host())
+        return await self._doctor.prepare_host()
 
     @exposed("", "aa{sv}", mutating=False)
     async def GetSettings(self) -> list[dict[str, Variant]]:

@@ -27,10 +27,6 @@ class ProjectInterface(ServiceInterface):
     def subject(self, member: str, arguments: Sequence[object]) -> str:
         return self._project.name
 
-    def values(self) -> dict[str, object]:
-        """Return all properties with plain values."""
-        return {"Name": self.Name, "Repository": self.Repository, "Created": self.Created}
-
     @readable("s")
     def Name(self) -> str:
         return self._project.name

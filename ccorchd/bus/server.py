@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-from ccorchd.bus.guard import Guard
+from ccorchd.bus.guard import Guard, property_values
 from ccorchd.bus.instance import InstanceInterface
 from ccorchd.bus.manager import ManagerInterface
 from ccorchd.bus.project import ProjectInterface
 from ccorchd.contract import INSTANCE_INTERFACE, MANAGER_PATH, PROJECT_INTERFACE
 from ccorchd.events import Broadcast
-from ccorchd.host.dbus import Bus, ServiceInterface, Variant
+from ccorchd.host.dbus import Bus, ServiceInterface
 from ccorchd.model import Event, InstanceRecord
 from ccorchd.orchestrator import Orchestrator
 from ccorchd.records import instance_path, project_path
@@ -75,7 +75,7 @@ class Server:
             return
         interface = InstanceInterface(self._orchestrator, self._guard, record)
         self._instances[record.id] = interface
-        self._export(instance_path(record.id), interface, interface.values())
+        self._export(instance_path(record.id), interface)
 
     def _hide_instance(self, record: InstanceRecord) -> None:
         if self._instances.pop(record.id, None) is not None:
@@ -90,15 +90,12 @@ class Server:
             if project.id not in self._projects:
                 interface = ProjectInterface(self._orchestrator, self._guard, project)
                 self._projects[project.id] = interface
-                self._export(project_path(project.id), interface, interface.values())
+                self._export(project_path(project.id), interface)
 
-    def _export(self, path: str, interface: ServiceInterface, values: dict[str, Any]) -> None:
+    def _export(self, path: str, interface: ServiceInterface) -> None:
         """Export and say so from the manager's path, as the specification has it (D-Bus, ObjectManager)."""
         self._bus.export(path, interface)
-        shown = {
-            prop.name: Variant(prop.signature, values[prop.name])
-            for prop in ServiceInterface._get_properties(interface)
-        }
+        shown = property_values(interface)
         self._bus.emit(MANAGER_PATH, _OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", path, {interface.name: shown})
 
     def _unexport(self, path: str, name: str) -> None:
