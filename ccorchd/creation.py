@@ -302,7 +302,7 @@ class Creation(Projects):
 
     async def _clear_half_made(self) -> None:
         """Drop instances whose creation never got as far as a launch: whoever asked for them got no answer."""
-        for record in list(self._changes.running):
+        for record in self._changes.running:
             if record.boot_id or record.pid:
                 continue
             _log.warning("%s was half created when the daemon ended; it is removed", record.address)
