@@ -28,7 +28,7 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            # A terminal that lacks a character is no reason to fail; whoever follows through a pipe wants each line now.
+            # A missing character is no reason to fail; whoever follows through a pipe wants each line now.
             stream.reconfigure(errors="replace", line_buffering=True)
     try:
         from ccorchctl import parser
