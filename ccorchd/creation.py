@@ -34,6 +34,9 @@ from ccorchd.worktrees import Worktrees
 
 _log = logging.getLogger(__name__)
 
+_NEW: Final = 0
+"""Stands among the reserved places for the one creation that has no row yet; no instance has this number."""
+
 _MADE_UP: Final = (
     "ash",
     "birch",
@@ -116,7 +119,10 @@ class Creation(Projects):
         manager = await self._manager_env()
         async with self._create_lock:
             name = check_name(name, "an instance") if name else await self._free_name(project)
-            record = await self._add_row(project, name, wish, file, manager, actor)
+            try:
+                record = await self._add_row(project, name, wish, file, manager, actor)
+            finally:
+                self._reserved.discard(_NEW)
         # Nobody else can have it yet. Whoever stops or removes the instance meanwhile waits until it is whole.
         async with self._lock(record.id):
             try:
@@ -158,6 +164,7 @@ class Creation(Projects):
             )
         if wish.start:
             self._check_room()
+            self._reserved.add(_NEW)
         agent = wish.agent or file.agent or str(self.config["instances.agent"])
         total = host_memory()
         defaults = Limits.parse(file.limits, default_limits(self.config, total), total)

@@ -133,7 +133,9 @@ class Runs:
         live = self._live[record.id] = Live(paths, reports, self.unit(record))
         return live
 
-    def _watch(self, instance_id: int, live: Live) -> None:
+    def _watch(self, instance_id: int, live: Live, environment: Mapping[str, str] | None = None) -> None:
+        """Watch the agent's process and its status file. *environment* is its own, read from it if not given."""
+
         def died() -> None:
             self._background.spawn(self._ended(instance_id, live), f"end of instance {instance_id}")
 
@@ -142,7 +144,8 @@ class Runs:
 
         live.watch = PidWatch(live.pid, died)
         record = self.record(instance_id)
-        whole = replace(record, environment=record.environment | process_environment(live.pid))
+        known = process_environment(live.pid) if environment is None else dict(environment)
+        whole = replace(record, environment=record.environment | known)
         live.status_file = self._agent(record).status_file(whole)
         if live.status_file is not None:
             self._status_files.follow(live.status_file, status_changed)

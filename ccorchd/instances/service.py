@@ -94,7 +94,7 @@ class Instances(Runs):
             await self._changes.apply(instance_id, begun, columns=columns)
             if silent:
                 live.ready.set()
-            self._watch(instance_id, live)
+            self._watch(instance_id, live, environment)
         except BaseException as error:
             await asyncio.shield(self._undo_start(instance_id, live, error))
             raise
