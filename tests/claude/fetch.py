@@ -24,6 +24,7 @@ from pathlib import Path
 VERSION = "2.1.197"
 PACKAGE = "@anthropic-ai/claude-code"
 CACHE = Path(__file__).resolve().parents[2] / ".cache/claude"
+SYSTEM_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 TIMEOUT = 900.0
 
 
@@ -66,6 +67,14 @@ def fetch(cache: Path = CACHE) -> Path:
         return program
 
 
+def _environment() -> dict[str, str]:
+    """Return ours, in which npm trusts what the system trusts; its own list lacks a company's own authority."""
+    environment = dict(os.environ)
+    if SYSTEM_AUTHORITIES.is_file():
+        environment.setdefault("NODE_EXTRA_CA_CERTS", str(SYSTEM_AUTHORITIES))
+    return environment
+
+
 def _install(cache: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
@@ -87,6 +96,7 @@ def _install(cache: Path) -> None:
                 [*command, f"{PACKAGE}@{VERSION}"],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr,
+                env=_environment(),
                 timeout=TIMEOUT,
                 check=False,
             )
