@@ -119,8 +119,8 @@ TIERS = (
     Tier(
         "unit",
         "no systemd; distribution's packages, then PyPI's newest",
-        4,
-        8,
+        3.5,
+        7,
         "110 MB",
         _unit,
         (*_LOCAL, *apt.COMPILER),
@@ -149,8 +149,8 @@ TIERS = (
     Tier(
         "vm",
         "virtual machine: memory, CPU and task limits, power cuts",
-        12,
-        22,
+        10,
+        21,
         "700 MB",
         _vm,
         (*_LOCAL, *apt.BUILD, *apt.VIRTUAL),
