@@ -28,7 +28,11 @@ class Background:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
-        await self._group.__aexit__(kind, error, trace)
+        if isinstance(error, Exception):
+            # Members cannot fail, so it is the block's own: it leaves as it is, and not wrapped in an ExceptionGroup.
+            await self._group.__aexit__(None, None, None)
+        else:
+            await self._group.__aexit__(kind, error, trace)
 
     def spawn(self, work: Coroutine[object, object, object], name: str) -> asyncio.Task[None] | None:
         """Run *work* beside the caller; None (and *work* is closed) once the group is being cancelled."""
