@@ -58,11 +58,3 @@ class Background:
         self._closing = True
         for task in self._tasks:
             task.cancel()
-
-    async def drain(self, timeout: float) -> bool:
-        """Wait at most *timeout* seconds for the members to end by themselves; tell whether all did."""
-        pending = {task for task in self._tasks if task is not asyncio.current_task()}
-        if not pending:
-            return True
-        _, late = await asyncio.wait(pending, timeout=timeout)
-        return not late
