@@ -292,16 +292,17 @@ class TmuxServer:
         text = clean_text(text)
         if text:
             # A file, because a command line could not hold it, and send-keys loses a semicolon at its end.
-            descriptor, name = tempfile.mkstemp(prefix="paste-", dir=self.socket.parent)
+            folder, name = self.socket.parent, "ccorch-prompt"
             try:
-                with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+                with tempfile.NamedTemporaryFile(
+                    "w", prefix="paste-", dir=folder, encoding="utf-8", newline=""
+                ) as file:
                     file.write(text)
-                load = ("load-buffer", "-b", "ccorch-prompt", name)
-                await self._run(*load, ";", "paste-buffer", "-p", "-d", "-b", "ccorch-prompt", "-t", _pane(window))
+                    file.flush()
+                    load = ("load-buffer", "-b", name, file.name)
+                    await self._run(*load, ";", "paste-buffer", "-p", "-d", "-b", name, "-t", _pane(window))
             except OSError as error:
                 raise CcorchError(ErrorCode.HOST_FAILED, f"text cannot be pasted: {error.strerror}") from error
-            finally:
-                os.unlink(name)
         if enter:
             await self.keys(window, "Enter")
 

@@ -289,6 +289,14 @@ async def test_text_cannot_press_keys(start: Starter, tmp_path: Path) -> None:
     assert tmux.clean_text("a\ud800b") == "a?b"
 
 
+async def test_a_paste_needs_the_servers_folder(start: Starter) -> None:
+    server = await start()
+    shutil.rmtree(server.socket.parent)
+    error = await refused(server.paste("agent", "text", enter=True))
+    assert error.code is ErrorCode.HOST_FAILED
+    assert error.message == "text cannot be pasted: No such file or directory"
+
+
 async def test_keys_and_an_empty_paste(start: Starter) -> None:
     server = await start("/bin/sh", "-c", "cat; echo interrupted; exec sleep 600")
     await server.keys("agent", "a", "b;", ";", "-", "Space", "ü")
