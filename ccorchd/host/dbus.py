@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 from ccorchd.contract import ErrorCode
@@ -530,10 +530,6 @@ class Bus:
         """Show *interface* at *path*; clients get ``InterfacesAdded``. Raise ValueError if one of its name is there."""
         self.raw.export(path, interface)
 
-    def unexport(self, path: str, interfaces: Iterable[ServiceInterface] | ServiceInterface | None = None) -> None:
-        """Take *interfaces* (all of them by default) away from *path*; clients get ``InterfacesRemoved``."""
-        if interfaces is None or isinstance(interfaces, ServiceInterface):
-            self.raw.unexport(path, interfaces)
-        else:
-            for interface in interfaces:
-                self.raw.unexport(path, interface)
+    def unexport(self, path: str) -> None:
+        """Take all interfaces away from *path*; clients get ``InterfacesRemoved``."""
+        self.raw.unexport(path)

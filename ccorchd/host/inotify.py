@@ -90,8 +90,8 @@ class Inotify:
         return watch
 
     def _forget(self, descriptor: int) -> None:
-        if self._watches.pop(descriptor, None) is not None and self._fd >= 0:
-            self._libc.inotify_rm_watch(self._fd, descriptor)
+        del self._watches[descriptor]
+        self._libc.inotify_rm_watch(self._fd, descriptor)
 
     def _read(self) -> None:
         try:
