@@ -309,3 +309,109 @@ def test_variants_follow_the_contract() -> None:
     assert dbus.plain(made) == {"setup": ["a", "b"], "limits": {"x": "y"}, "load": 1.0, "on": True}
     with pytest.raises(KeyError):
         dbus.variants(EVENT_FIELDS, {"unknown": 1})
+
+
+def test_the_address_of_the_session_bus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/run/given")
+    assert dbus.session_address() == "unix:path=/run/given"
+    monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/mine")
+    assert dbus.session_address() == "unix:path=/run/mine/bus"
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert dbus.session_address() == f"unix:path=/run/user/{os.getuid()}/bus"
+
+
+def test_structures_keep_their_order() -> None:
+    made = dbus.variants({"pair": "(su)", "list": "a(su)"}, {"pair": ("a", 1), "list": [("b", 2), ("c", 3)]})
+    assert dbus.plain(made) == {"pair": ["a", 1], "list": [["b", 2], ["c", 3]]}
+
+
+async def test_a_bus_that_hangs_up_in_the_middle_of_authentication(tmp_path: Path) -> None:
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert (await reader.readuntil(b"\r\n")).startswith(b"\0AUTH EXTERNAL")
+        writer.write(b"OK 12")
+        writer.close()
+
+    server = await asyncio.start_unix_server(meet, tmp_path / "bus")
+    async with server:
+        with pytest.raises(CcorchError, match="hung up") as caught:
+            await asyncio.wait_for(Bus.connect(f"unix:path={tmp_path / 'bus'}"), 10)
+    assert caught.value.code == ErrorCode.HOST_FAILED
+
+
+async def test_who_gives_up_connecting_leaves_no_socket(tmp_path: Path) -> None:
+    ended = asyncio.Event()
+    met = asyncio.Event()
+
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        met.set()
+        await reader.read()
+        ended.set()
+        writer.close()
+
+    server = await asyncio.start_unix_server(meet, tmp_path / "bus")
+    async with server:
+        connecting = asyncio.ensure_future(Bus.connect(f"unix:path={tmp_path / 'bus'}", timeout=30))
+        await asyncio.wait_for(met.wait(), 10)
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        await asyncio.wait_for(ended.wait(), 10)
+
+
+class Cancelling(Service):
+    @dbus.method()
+    async def Stop(self):
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.Event().wait()
+
+
+async def test_a_cancelled_handler_answers(bus: Bus, client: Bus) -> None:
+    bus.export(PATH, Cancelling())
+    with pytest.raises(DBusCallError) as caught:
+        await client.call(bus.unique_name, PATH, NAME, "Stop", timeout=10)
+    assert (caught.value.name, caught.value.text) == ("org.freedesktop.DBus.Error.NoReply", "The call was cancelled.")
+
+
+async def test_a_cancelled_call_and_its_late_answer(bus: Bus, client: Bus) -> None:
+    service = Service()
+    bus.export(PATH, service)
+    waiting = asyncio.ensure_future(client.call(bus.unique_name, PATH, NAME, "Wait"))
+    await client.call(bus.unique_name, PATH, NAME, "Echo", "s", "")
+    [serial] = client._pending
+    waiting.cancel()
+    # The answer that is read in the same turn of the loop, before the caller has noticed.
+    answer = Message(message_type=dbus.MessageType.METHOD_RETURN, reply_serial=serial, signature="s", body=["done"])
+    assert client._received(answer)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await client.call(bus.unique_name, PATH, NAME, "Echo", "s", "goes on") == ["goes on"]
+    service.release.set()
+
+
+async def test_a_call_that_is_cancelled_as_the_connection_closes(bus: Bus, client: Bus) -> None:
+    service = Service()
+    bus.export(PATH, service)
+    waiting = asyncio.ensure_future(client.call(bus.unique_name, PATH, NAME, "Wait"))
+    await client.call(bus.unique_name, PATH, NAME, "Echo", "s", "")
+    waiting.cancel()
+    await client.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert client.closed.is_set()
+    service.release.set()
+
+
+async def test_a_rule_that_the_bus_refuses_is_logged(client: Bus, caplog: pytest.LogCaptureFixture) -> None:
+    client.on_signal(path="no path", callback=lambda message: None)
+    await client.call("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "GetId")
+    assert "refused AddMatch" in caplog.text
+    assert not client.closed.is_set()
+
+
+async def test_a_name_that_the_bus_gives_to_nobody(client: Bus) -> None:
+    with pytest.raises(CcorchError, match="refuses us") as caught:
+        await client.request_name("org.freedesktop.DBus")
+    assert caught.value.code == ErrorCode.HOST_FAILED

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,3 +103,22 @@ async def test_a_failing_callback(tmp_path: Path, watcher: Inotify, changes: asy
     for name in ("a", "b"):
         (tmp_path / name).touch()
         assert (await following(changes)).name == name
+
+
+async def test_lost_changes_are_told_to_every_watch(tmp_path: Path, watcher: Inotify) -> None:
+    """More changes than the kernel keeps for us: whoever watches must look at everything again."""
+    told: dict[str, asyncio.Event] = {}
+
+    def tell(name: str, change: Change) -> None:
+        if change.lost:
+            told[name].set()
+
+    for name in ("busy", "quiet"):
+        (tmp_path / name).mkdir()
+        told[name] = asyncio.Event()
+        watcher.watch(tmp_path / name, inotify.CREATE | inotify.DELETE, functools.partial(tell, name))
+    path = str(tmp_path / "busy/file")
+    for _ in range(int(Path("/proc/sys/fs/inotify/max_queued_events").read_text()) // 2 + 1):
+        os.mkdir(path)
+        os.rmdir(path)
+    await asyncio.wait_for(asyncio.gather(*(event.wait() for event in told.values())), 20)

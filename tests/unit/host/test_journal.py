@@ -248,3 +248,12 @@ def test_journalctl_takes_the_catalog(tmp_path: Path) -> None:
     assert update.stderr == ""
     listed = subprocess.check_output([*command, "--list-catalog"], text=True)
     assert {line.split()[0] for line in listed.splitlines()} == set(MESSAGE_IDS.values())
+
+
+def test_a_line_that_cannot_be_formatted_is_told_and_nothing_raises(
+    journal: Journal, journald: Journald, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = JournalHandler(journal)
+    handler.handle(logging.LogRecord("ccorchd.test", logging.INFO, __file__, 1, "%d files", ("many",), None))
+    assert "Logging error" in capsys.readouterr().err
+    assert journald.entries() == []

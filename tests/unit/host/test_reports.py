@@ -386,3 +386,59 @@ async def test_a_place_where_no_socket_can_be(tmp_path: Path, recorder: Recorder
             await server.start()
         assert caught.value.code is ErrorCode.HOST_FAILED
         await server.close()
+
+
+async def test_only_the_first_of_many_that_fail_is_logged(
+    tmp_path: Path, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = ReportServer(INSTANCE, tmp_path / "events.sock", tmp_path / "spool", recorder)  # does nothing by itself
+    assert await server.drain_spool() == 0, "no folder, no reports"
+    recorder.failing = True
+    for number in range(3):
+        spool(server.spool, f"{number}.0-{uuid.uuid4().hex}.json", encoded())
+    assert await server.drain_spool() == 0
+    assert len(list(server.spool.glob("*.json"))) == 3
+    assert len([record for record in caplog.records if record.message.endswith("stays")]) == 1
+    recorder.failing = False
+    assert await server.drain_spool() == 3
+
+
+async def test_a_file_too_large_is_put_aside_unread(server: ReportServer, recorder: Recorder) -> None:
+    path = spool(server.spool, f"0.0-{uuid.uuid4().hex}.tmp", b"")
+    os.truncate(path, 64 * 1024 * 1024 + 1)
+    path.rename(path.with_suffix(".json"))
+    await server.drain_spool()
+    assert [path.suffix for path in (server.spool / "bad").iterdir()] == [".json"]
+    assert (server.malformed, recorder.calls) == (1, 0)
+
+
+async def test_what_cannot_be_put_aside_is_deleted(server: ReportServer, caplog: pytest.LogCaptureFixture) -> None:
+    (server.spool / "bad").write_text("no folder")
+    path = spool(server.spool, f"0.0-{uuid.uuid4().hex}.json", b"rubbish")
+    await server.drain_spool()
+    assert not path.exists(), "it would be read again and again"
+    assert server.malformed == 1
+    assert "cannot be put aside" in caplog.text
+
+
+async def test_an_announced_file_that_is_rubbish(server: ReportServer, recorder: Recorder) -> None:
+    uid = uuid.uuid4().hex
+    path = spool(server.spool, f"1.0-{uid}.large", b"rubbish")
+    answer = await ask(server, json.dumps({"id": uid, "event": "Stop", "time": 1.0, "spool": True}).encode())
+    assert (answer["ok"], answer["drop"]) == (False, True)
+    assert (server.spool / "bad" / path.name).read_bytes() == b"rubbish"
+    assert recorder.calls == 0
+
+
+async def test_a_spool_file_that_goes_before_its_turn(tmp_path: Path, recorder: Recorder) -> None:
+    paths = [spool(tmp_path / "spool", f"{n}.0-{uuid.uuid4().hex}.json", encoded(payload={"n": n})) for n in range(3)]
+    recorder.gate.clear()
+    server = ReportServer(INSTANCE, tmp_path / "events.sock", tmp_path / "spool", recorder)
+    await server.start()
+    await asyncio.wait_for(recorder.entered.wait(), 10)
+    paths[1].unlink()
+    recorder.gate.set()
+    await recorder.until(lambda: len(recorder.reports) == 2)
+    assert [report.payload["n"] for report in recorder.reports] == [0, 2]
+    assert server.malformed == 0
+    await server.close()

@@ -143,6 +143,34 @@ async def test_foreign_key_opens_nothing(place: Place) -> None:
         await place.open().set("other", "x")  # would lose what is in there
 
 
+async def test_damaged_key_file_is_told(place: Place) -> None:
+    await place.open().set(NAME, VALUE)
+    os.truncate(place.key_file, 15)
+    error = await refused(place)
+    assert error.code is ErrorCode.STORAGE_FAILED
+    assert "is damaged" in error.message
+    assert "backup" in error.hint
+
+
+async def test_a_key_file_that_is_a_link_is_refused(place: Place) -> None:
+    await place.open().set(NAME, VALUE)
+    place.key_file.rename(place.key_file.with_suffix(".elsewhere"))
+    place.key_file.symlink_to(place.key_file.with_suffix(".elsewhere"))
+    assert "cannot be read" in (await refused(place)).message
+
+
+async def test_a_credential_and_a_file_that_cannot_be_read(place: Place) -> None:
+    await place.open().set(NAME, VALUE)
+    place.give_credential(b"x" * 32)
+    (place.credentials / CREDENTIAL).unlink()
+    assert await place.open().get(NAME) == VALUE, "a credential that is not there is none"
+    (place.credentials / CREDENTIAL).mkdir()
+    assert "the credential" in (await refused(place)).message
+    place.file.unlink()
+    place.file.mkdir()
+    assert f"{place.file} cannot be read" in (await refused(place)).message
+
+
 async def test_open_key_file_is_refused(place: Place) -> None:
     await place.open().set(NAME, VALUE)
     place.key_file.chmod(0o644)

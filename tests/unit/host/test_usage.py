@@ -165,3 +165,24 @@ def test_our_own_cgroup_is_found() -> None:
     assert cgroup_path("/a/b.scope").name == "b.scope"
     assert cgroup_path("").is_dir()
     assert all(folder.is_absolute() for folder, _, _ in usage._memory_cgroups())
+
+
+def test_only_tasks_are_counted_where_memory_has_its_own_account(cgroup: Path, worker: subprocess.Popen[bytes]) -> None:
+    (cgroup / "pids.current").unlink()
+    (cgroup / "cgroup.procs").write_text(f"{worker.pid}\n")
+    sample = UsageReader().sample(cgroup)
+    assert (sample.tasks, sample.memory, sample.cpu_seconds) == (3, 100 << 20, 2.5)
+    assert sample.source == "processes"
+
+
+def test_files_without_the_figure_give_none(cgroup: Path) -> None:
+    (cgroup / "memory.events").write_text("low 0\nhigh 12\n")  # before Linux 4.13 it has no oom_kill
+    (cgroup / "memory.pressure").write_text("")
+    (cgroup / "cpu.pressure").write_text("some\n")
+    sample = UsageReader().sample(cgroup)
+    assert (sample.oom_kills, sample.memory_pressure, sample.cpu_pressure) == (None, None, None)
+    assert sample.memory == 100 << 20
+
+
+def test_no_controllers_where_no_cgroups_are(tmp_path: Path) -> None:
+    assert usage.controllers(tmp_path / "slice/some.scope") == set()
