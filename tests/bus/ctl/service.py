@@ -44,6 +44,24 @@ def unpacked(options: dict[str, Any]) -> Record:
     return {key: value.value for key, value in options.items()}
 
 
+class Calls(list[tuple[str, tuple[Any, ...]]]):
+    """What the service was asked, in order; a test can wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed = threading.Condition()
+
+    def append(self, call: tuple[str, tuple[Any, ...]]) -> None:
+        with self._changed:
+            super().append(call)
+            self._changed.notify_all()
+
+    def wait(self, member: str, number: int = 1) -> None:
+        """Return when *member* has been called *number* times."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: sum(name == member for name, _ in self) >= number, 20)
+
+
 class World:
     """What the service knows. Tests fill it, and read ``calls``."""
 
@@ -51,7 +69,7 @@ class World:
         self.projects: dict[int, Record] = {}
         self.instances: dict[int, Record] = {}
         self.events: list[Record] = []
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.calls = Calls()
         self.secrets: dict[str, str] = {}
         self.fail: dict[str, DBusError] = {}
         self.checks: list[Record] = [{"name": "tmux", "result": "ok", "message": "tmux 3.3a", "hint": ""}]
@@ -86,6 +104,7 @@ class World:
         self.diff = " a.txt | 2 +-\n 1 file changed\n"
         self.commits = [["0123456789abcdef", "Add the parser"]]
         self.dirty: set[str] = set()
+        self.terminals = 2
         self.delay = 0.0
         """Seconds that GetStatus takes: for time-outs."""
 
@@ -226,6 +245,7 @@ class ManagerInterface(ServiceInterface):
 
     @method()
     def FindProject(self, path: "s") -> "a{sv}":
+        self.note("FindProject", path)
         for record in self.world.instances.values():
             if path == record["worktree"]:
                 project = next(p for p in self.world.projects.values() if p["name"] == record["project"])
@@ -261,6 +281,7 @@ class ManagerInterface(ServiceInterface):
 
     @method()
     def GetInstance(self, address: "s") -> "o":
+        self.note("GetInstance", address)
         return self.world.by_address(address)["object"]
 
     @method()
@@ -364,8 +385,9 @@ class InstanceInterface(ServiceInterface):
 
     def note(self, member: str, *arguments: Any) -> None:
         self.world.calls.append((member, (self.record["address"], *arguments)))
-        if member in self.world.fail:
-            raise self.world.fail[member]
+        for key in (member, f"{member} {self.record['address']}"):
+            if key in self.world.fail:
+                raise self.world.fail[key]
 
     @dbus_property(access=PropertyAccess.READ)
     def State(self) -> "s":
@@ -373,6 +395,7 @@ class InstanceInterface(ServiceInterface):
 
     @method()
     def Describe(self) -> "a{sv}":
+        self.note("Describe")
         return packed(self.record, INSTANCE_FIELDS)
 
     @method()
@@ -424,7 +447,7 @@ class InstanceInterface(ServiceInterface):
     @method()
     def Detach(self) -> "u":
         self.note("Detach")
-        return 2
+        return self.world.terminals
 
     @method()
     def Screen(self) -> "s":
