@@ -112,3 +112,12 @@ async def test_running_ones_are_those_with_processes(board: Board) -> None:
     assert not board.changes.running
     board.changes.discard(board.id)
     assert not board.changes.records
+
+
+async def test_session_that_the_agent_changed_to_is_the_one_to_resume(board: Board) -> None:
+    await board.changes.apply(board.id, Change(session_id="other"), from_report=True)
+    assert board.record.session_id == "other"
+    await board.changes.load()
+    assert board.record.session_id == "other"
+    await board.changes.apply(board.id, working(), from_report=True)
+    assert board.record.session_id == "other"

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 from __future__ import annotations
 
+import os
+import pwd
+
 import pytest
 
 from ccorchd.contract import ErrorCode, Reason, State
@@ -52,6 +55,12 @@ def test_composed_environment_is_laid_over_in_order() -> None:
     assert found["CCORCH_SUFFIX"] == "run"
     assert "INVOCATION_ID" not in found
     assert "DBUS_SESSION_BUS_ADDRESS" not in found
+
+
+def test_users_own_programs_are_not_named_twice() -> None:
+    local = f"{pwd.getpwuid(os.getuid()).pw_dir}/.local/bin"
+    path = f"/opt/bin:{local}:/usr/bin"
+    assert compose(record(), {"PATH": path}, {}, port_variable="PORT", suffix="")["PATH"] == path
 
 
 def test_another_instance_never_shows_through() -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,14 @@ def test_sentences_name_what_is_known() -> None:
     assert "50 MiB" in named
     assert "limit" not in Kill(1, 0, "", 0).sentence(None)
     assert Kill(1, 4711, "its agent", 0).sentence(None).endswith("killed its agent (PID 4711)")
+
+
+def test_scope_that_is_gone_leaves_its_last_sample(tmp_path: Path) -> None:
+    sampler = Sampler(UsageReader())
+    cgroup = group(tmp_path / "scope", 20 * MIB, 0)
+    sampler.sample(1, cgroup, 100 * MIB)
+    shutil.rmtree(cgroup)
+    assert sampler.sample(1, cgroup, 100 * MIB) is None
+    usage = sampler.last(1)
+    assert usage is not None
+    assert usage.memory == 20 * MIB
