@@ -196,10 +196,18 @@ async def test_a_cancelled_merge_is_completed_first(
     assert await asyncio.to_thread(reached.read_text) == "x\n"
     for _ in range(2):
         merging.cancel()
-        done, _ = await asyncio.wait([merging], timeout=0)
-        assert not done
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not merging.done()
     await asyncio.to_thread(go.write_text, "x\n")
     with pytest.raises(asyncio.CancelledError):
         await merging
     assert main.git("rev-parse", "main") == main.git("rev-parse", "ccorch/amber")
     assert main.git("status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("text", ["", "main", "0123ab", "--all"])
+async def test_commits_are_counted_from_a_commit_id_only(worktrees: Worktrees, main: Any, text: str) -> None:
+    with pytest.raises(CcorchError, match="is no commit id") as caught:
+        await worktrees.commits(main.path, text)
+    assert caught.value.code is ErrorCode.INVALID_ARGUMENT

@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ccorchd import config, creation
 from ccorchd.contract import ErrorCode
 from ccorchd.errors import CcorchError
 from ccorchd.storage import Store
 
 
-def git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
+def git(folder: Path, *words: str, stdin: str = "") -> str:
+    done = subprocess.run(["git", "-C", str(folder), *words], input=stdin, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
@@ -159,3 +162,32 @@ async def test_listing_worktrees_goes_on_past_one_that_cannot_be_read(core: Any)
     with pytest.raises(CcorchError) as caught:
         await core.orchestrator.list_worktrees("absent")
     assert caught.value.code is ErrorCode.NO_SUCH_PROJECT
+
+
+async def test_a_name_is_still_made_up_when_branches_have_them_all(core: Any) -> None:
+    head = git(core.repository, "rev-parse", "HEAD")
+    orders = "".join(f"create refs/heads/ccorch/{name} {head}\n" for name in (*creation._MADE_UP, "agent-1"))
+    git(core.repository, "update-ref", "--stdin", stdin=orders)
+    assert (await core.create("")).name == "agent-2"
+
+
+async def test_a_port_that_somebody_listens_on_is_not_leased(core: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        variables = {"CCORCH_PORTS_FIRST": str(port), "CCORCH_PORTS_LAST": str(port)}
+        core.orchestrator.config = config.load(core.naming.config_dir, variables)
+        with pytest.raises(CcorchError) as caught:
+            await core.create("one")
+        assert caught.value.code is ErrorCode.LIMIT_REACHED
+    assert not core.instances.records
+    assert git(core.repository, "branch", "--list", "ccorch/*") == ""
+
+
+async def test_an_instance_without_its_worktree_is_not_started(core: Any) -> None:
+    record = await core.create("one")
+    await core.orchestrator.stop(record.id, actor="test")
+    shutil.rmtree(record.worktree)
+    with pytest.raises(CcorchError, match="the worktree of sample/one is gone") as caught:
+        await core.orchestrator.start(record.id, environment={}, actor="test")
+    assert caught.value.code is ErrorCode.WRONG_STATE
+    assert "instance remove sample/one" in caught.value.hint
