@@ -136,7 +136,8 @@ class ClaudeHome:
             mode = 0o600
         descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".claude.json.ccorch-")
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            # A half character (a lone surrogate) has no UTF-8; with this it stays the escape that it was.
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
                 json.dump(document, file, indent=2, ensure_ascii=False)
                 file.flush()
                 os.fchmod(file.fileno(), mode)

@@ -6,11 +6,14 @@ The payloads are what version 2.1.197 sends; tests/claude runs the program itsel
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import resource
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +123,29 @@ def test_chosen_permission_mode_asks_no_more(instance: InstanceRecord, paths: Pa
     assert "skipDangerousModePermissionPrompt" not in settings(paths)
 
 
+def test_auto_mode_asks_no_more(instance: InstanceRecord, paths: Paths) -> None:
+    ClaudeAgent(permission_mode="plan").prepare(instance, paths, resume=False, prompt="")
+    assert "skipAutoPermissionPrompt" not in settings(paths)
+    instance.options["permission_mode"] = "auto"
+    ClaudeAgent(permission_mode="plan").prepare(instance, paths, resume=False, prompt="")
+    assert settings(paths)["skipAutoPermissionPrompt"] is True
+
+
+def test_root_may_bypass_permissions_in_a_sandbox_only(tmp_path: Path) -> None:
+    program = tmp_path / "claude"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    agent = ClaudeAgent(permission_mode="bypassPermissions")
+    environment = {"PATH": str(tmp_path)}
+    agent.check({**environment, "IS_SANDBOX": "1"}, {})
+    agent.check(environment, {"permission_mode": "plan"})
+    if os.getuid() == 0:
+        with pytest.raises(CcorchError, match="bypassPermissions to root"):
+            agent.check(environment, {})
+    else:
+        agent.check(environment, {})
+
+
 def test_session_id_must_be_one(instance: InstanceRecord, paths: Paths) -> None:
     instance.session_id = "--dangerously-skip-permissions"
     with pytest.raises(CcorchError):
@@ -211,6 +237,16 @@ def test_everything_else_is_kept(tmp_path: Path) -> None:
     assert json.loads(file.read_text()) == expected
     assert list(json.loads(file.read_text())) == list(before)
     assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_half_characters_are_kept(tmp_path: Path) -> None:
+    """JavaScript cuts texts in the middle of a character, and writes the half as an escape."""
+    file = tmp_path / ".claude.json"
+    file.write_text('{"title": "caf\\u00e9 \\ud83d"}')
+    assert ClaudeHome(tmp_path, file).make_ready(repository=str(tmp_path))
+    text = file.read_text(encoding="utf-8")
+    assert '"caf\u00e9 \\ud83d"' in text
+    assert json.loads(text)["title"] == "caf\u00e9 \ud83d"
 
 
 def test_complete_file_is_not_written(tmp_path: Path) -> None:
@@ -306,6 +342,62 @@ def test_lock_that_was_left_behind_is_taken_over(tmp_path: Path) -> None:
     os.utime(lock, (time.time() - 60, time.time() - 60))
     assert ClaudeHome(tmp_path, tmp_path / ".claude.json").make_ready(repository=str(tmp_path))
     assert not lock.exists()
+
+
+def test_lock_that_is_never_given_back_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ccorchd.agents.claude_home._LOCK_TIMEOUT", 0.05)
+    lock = tmp_path / ".claude.json.lock"
+    lock.mkdir()
+    with pytest.raises(CcorchError, match="has been locked for") as caught:
+        ClaudeHome(tmp_path, tmp_path / ".claude.json").make_ready(repository=str(tmp_path))
+    assert caught.value.code is ErrorCode.AGENT_FAILED
+    assert str(lock) in caught.value.hint
+    assert lock.is_dir()
+    assert not (tmp_path / ".claude.json").exists()
+
+
+def test_what_another_start_has_done_is_not_done_again(tmp_path: Path) -> None:
+    file = tmp_path / ".claude.json"
+
+    class Late(ClaudeHome):
+        @contextlib.contextmanager
+        def _lock(self) -> Iterator[None]:
+            assert ClaudeHome(tmp_path, file).make_ready(repository=str(tmp_path))
+            with super()._lock():
+                yield
+
+    assert not Late(tmp_path, file).make_ready(repository=str(tmp_path))
+    assert json.loads(file.read_text())["hasCompletedOnboarding"] is True
+    assert not (tmp_path / ".claude.json.lock").exists()
+
+
+def test_empty_file_is_filled(tmp_path: Path) -> None:
+    file = tmp_path / ".claude.json"
+    file.write_text(" \n")
+    assert ClaudeHome(tmp_path, file).make_ready(repository=str(tmp_path))
+    assert json.loads(file.read_text())["projects"][str(tmp_path)] == {"hasTrustDialogAccepted": True}
+
+
+def test_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    home = ClaudeHome(tmp_path / "file", tmp_path / "file" / ".claude.json")
+    with pytest.raises(CcorchError, match="cannot be prepared: Not a directory") as caught:
+        home.make_ready(repository=str(tmp_path))
+    assert caught.value.code is ErrorCode.AGENT_FAILED
+
+
+def test_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / ".claude.json"
+    file.write_text('{"mine": true}')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+    try:
+        with pytest.raises(CcorchError, match="cannot be prepared: File too large"):
+            ClaudeHome(tmp_path, file).make_ready(repository=str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read_text() == '{"mine": true}'
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_where_the_file_lies(tmp_path: Path) -> None:
@@ -408,6 +500,12 @@ def test_permission(instance: InstanceRecord) -> None:
 @pytest.mark.parametrize("kind", ["idle_prompt", "permission_prompt", "auth_success", ""])
 def test_notifications_that_are_no_news(instance: InstanceRecord, kind: str) -> None:
     assert meaning(instance, "Notification", notification_type=kind, message="x") == Change()
+
+
+def test_question_of_a_server_waits_for_an_answer(instance: InstanceRecord) -> None:
+    change = meaning(instance, "Notification", notification_type="elicitation_dialog", message="Which\naccount?")
+    assert (change.state, change.reason, change.reason_text) == (State.WAITING, Reason.ANSWER, "Which account?")
+    assert change.message == "waiting for an answer: Which account?"
 
 
 def test_stop(instance: InstanceRecord) -> None:
