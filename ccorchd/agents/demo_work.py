@@ -163,13 +163,14 @@ class Repository:
 
     def free_path(self, folder: str, stem: str, suffix: str) -> str:
         """Return a path for a new file; a number is added when there is such a file already."""
-        for number in range(1, 1000):
-            name = f"{folder}/{stem}{'' if number == 1 else f'-{number}'}{suffix}"
+        numbers = [""] + [f"-{number}" for number in range(2, 1000)]
+        for ending in [*numbers, f"-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"]:
+            name = f"{folder}/{stem}{ending}{suffix}"
             if suffix == ".py":
                 name = name.replace("-", "_")
             if name in self.own or not (self.root / name).exists():
-                return name
-        return f"{folder}/{stem}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}{suffix}"
+                break
+        return name
 
 
 def words(prompt: str) -> list[str]:
