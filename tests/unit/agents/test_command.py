@@ -14,7 +14,7 @@ from ccorchd.agents.base import Paths
 from ccorchd.agents.command import CommandAgent
 from ccorchd.contract import ErrorCode, Reason, State
 from ccorchd.errors import CcorchError
-from ccorchd.model import InstanceRecord, Limits, Report
+from ccorchd.model import Change, InstanceRecord, Limits, Report
 
 PROMPT = "do 'this' && $(that)\nand more"
 
@@ -125,3 +125,13 @@ def test_status_reports(payload: dict[str, object], state: State | None) -> None
     assert change.state is state
     assert (change.reason is not Reason.NONE) == (state is State.WAITING)
     assert change.message == payload.get("message", "")
+
+
+def test_other_reports_change_nothing() -> None:
+    assert CommandAgent().interpret(record("x"), Report("u", 1, "Stop", {"state": "idle"}, 0.0)) == Change()
+
+
+def test_end_that_nobody_saw() -> None:
+    change = CommandAgent().exit_change(None, None)
+    assert (change.state, change.reason) == (State.FAILED, Reason.LOST)
+    assert change.message == "command ended, and how was not seen"

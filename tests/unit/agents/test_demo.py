@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import pty
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from ccorchd.agents import demo_agent
 from ccorchd.agents.base import Paths
 from ccorchd.agents.demo import PROGRAM, DemoAgent
 from ccorchd.contract import Reason, State
@@ -90,6 +92,7 @@ class Pane:
         self.reports: list[Report] = []
         self.changes: list[Change] = []
         self.screen = b""
+        self._seen = asyncio.Event()
         measuring = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
         self.environment = {
             **measuring,
@@ -141,6 +144,7 @@ class Pane:
             self.screen += os.read(self._terminal, 65536)
         except OSError:
             asyncio.get_running_loop().remove_reader(self._terminal)
+        self._seen.set()
 
     def type(self, text: str) -> None:
         os.write(self._terminal, text.encode())
@@ -156,6 +160,12 @@ class Pane:
         async with asyncio.timeout(WAIT), self._changed:
             await self._changed.wait_for(lambda: self.events().count(event) >= count)
         return [report for report in self.reports if report.event == event][count - 1]
+
+    async def until_shown(self, text: str, count: int = 1) -> None:
+        async with asyncio.timeout(WAIT):
+            while self.screen.decode("utf-8", "replace").count(text) < count:
+                self._seen.clear()
+                await self._seen.wait()
 
     async def end(self) -> int:
         assert self.process is not None
@@ -307,6 +317,19 @@ async def test_interrupt_ends_the_turn_only(pane: Pane) -> None:
     assert "SessionEnd" not in pane.events()
 
 
+async def test_interrupt_at_the_prompt_forgets_the_line(pane: Pane) -> None:
+    await pane.start()
+    await pane.until_shown("demo shop/one: idle")
+    pane.type("half a line")
+    await pane.until_shown("half a line")
+    pane.type("\x03")
+    await pane.until_shown("demo shop/one: idle", 2)
+    pane.paste("#sleep 0.01")
+    assert (await pane.until("UserPromptSubmit")).payload["prompt"] == "#sleep 0.01"
+    await pane.until("Stop")
+    assert "Interrupted" not in pane.events()
+
+
 async def test_terminate_ends_it_cleanly(pane: Pane) -> None:
     await pane.start("#sleep 3600")
     await pane.until("PreToolUse")
@@ -351,6 +374,104 @@ async def test_resume_after_kill_remembers_and_continues(pane: Pane) -> None:
     assert not list((pane.repository / "docs").glob("*-2.md"))
 
 
+async def test_work_that_is_there_already_is_not_committed_twice(pane: Pane) -> None:
+    await pane.start("Implement a parser for durations")
+    await pane.until("Stop")
+    pane.type("/exit\r")
+    await pane.end()
+    # As if it had been killed after its last commit, before it could note the end.
+    file = pane.repository / ".git/ccorch-demo-session.json"
+    session = json.loads(file.read_text())
+    made = [*pane.repository.glob("shop/*duration*.py"), *pane.repository.glob("tests/*duration*.py")]
+    unfinished = {"prompts": [], "unfinished": "Implement a parser for durations"}
+    names = [str(path.relative_to(pane.repository)) for path in made]
+    file.write_text(json.dumps({**session, **unfinished, "made": names}))
+    before = git(pane.repository, "rev-parse", "HEAD")
+    await pane.start("go on", resume=True)
+    stop = await pane.until("Stop", 2)
+    assert str(stop.payload["last_assistant_message"]).endswith(" 0 commits.")
+    assert git(pane.repository, "rev-parse", "HEAD") == before
+    assert git(pane.repository, "status", "--porcelain") == ""
+
+
+async def test_resume_with_nothing_left_to_do(pane: Pane) -> None:
+    await pane.start("#sleep 0.01")
+    await pane.until("Stop")
+    pane.type("/exit\r")
+    await pane.end()
+    pane.screen = b""
+    await pane.start(resume=True)
+    await pane.until("SessionStart", 2)
+    await pane.until_shown("I remember 1 earlier prompts:")
+    await pane.until_shown("  - #sleep 0.01")
+    await pane.until_shown("demo shop/one: idle")
+    assert b"Not finished" not in pane.screen
+
+
+@pytest.mark.parametrize(
+    ("hook", "error"),
+    [
+        ("echo no such luck; exit 1", "git commit ended with status 1: no such luck"),
+        ('for page in docs/*; do ln -sf ../README.md "$page"; done', "has become a link"),
+    ],
+    ids=["refused", "link"],
+)
+async def test_git_in_the_way_ends_the_turn_only(pane: Pane, hook: str, error: str) -> None:
+    script = pane.repository / ".git/hooks/pre-commit"
+    script.parent.mkdir(exist_ok=True)
+    script.write_text(f"#!/bin/sh\n{hook}\n")
+    script.chmod(0o755)
+    await pane.start("Explain the taxes")
+    assert error in str((await pane.until("Error")).payload["message"])
+    stop = await pane.until("Stop")
+    assert str(stop.payload["last_assistant_message"]).startswith("I could not finish: ")
+    assert (pane.repository / "README.md").read_text() == "# Shop\n"
+    pane.paste("#sleep 0.01")
+    await pane.until("Stop", 2)
+
+
+async def test_index_that_is_locked_is_an_error(pane: Pane) -> None:
+    (pane.repository / ".git/index.lock").touch()
+    await pane.start("Explain the taxes")
+    error = await pane.until("Error")
+    assert str(error.payload["message"]).startswith("git add ended with status 128: ")
+    await pane.until("Stop")
+
+
+async def test_check_that_fails_ends_the_turn_before_the_commit(pane: Pane) -> None:
+    (pane.repository / "unittest.py").write_text("raise SystemExit('all is broken')\n")
+    await pane.start("Implement a parser for durations")
+    error = await pane.until("Error")
+    assert str(error.payload["message"]).endswith("ended with status 1: all is broken")
+    await pane.until("Stop")
+    assert "?? tests/" in git(pane.repository, "status", "--porcelain")
+    outcomes = [report.payload["outcome"] for report in pane.reports if report.event == "PostToolUse"]
+    assert outcomes[-1] == "failed: exit code 1"
+
+
+async def test_nothing_to_stash(pane: Pane) -> None:
+    git(pane.repository, "rm", "-rq", ".")
+    pane.repository.mkdir(exist_ok=True)
+    await pane.start("#stash")
+    assert (await pane.until("Error")).payload["message"] == "there is no file to edit"
+    await pane.until("Stop")
+
+
+def test_a_repository_is_needed(tmp_path: Path) -> None:
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+    done = subprocess.run(
+        [sys.executable, "-I", str(PROGRAM), "--session-id", "x"],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("demo agent: fatal: not a git repository")
+    assert done.stdout == ""
+
+
 @pytest.mark.parametrize("resume", [True, False])
 async def test_wrong_kind_of_start_is_told(pane: Pane, resume: bool) -> None:
     if not resume:
@@ -388,6 +509,22 @@ async def test_port_is_really_listened_on(pane: Pane) -> None:
     writer.close()
     await writer.wait_closed()
     assert answer.endswith(b"demo agent shop/one\n")
+
+
+async def test_port_asked_for_twice_is_the_same(pane: Pane) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    pane.environment["PORT"] = str(port)
+    await pane.start("#port #port")
+    stop = await pane.until("Stop")
+    assert stop.payload["last_assistant_message"] == f"Listening on port {port}. Listening on port {port}."
+
+
+async def test_port_that_nobody_gave_is_an_error(pane: Pane) -> None:
+    pane.environment["CCORCH_PORT"] = "none"
+    await pane.start("#port")
+    assert (await pane.until("Error")).payload["message"] == "PORT is not set"
+    await pane.until("Stop")
 
 
 async def test_taken_port_is_an_error(pane: Pane) -> None:
@@ -446,6 +583,43 @@ async def test_stash_and_gc_of_two_worktrees_do_not_meet(pane: Pane, tmp_path: P
 def test_pace_is_checked(pace: str) -> None:
     with pytest.raises(CcorchError, match="pace"):
         DemoAgent().check({"PATH": os.environ["PATH"]}, {"pace": pace})
+
+
+@pytest.mark.parametrize(("text", "pace"), [("2.5", 2.5), ("-3", 0.0), ("1e9", 3600.0), ("fast", 0.5), (None, 0.5)])
+def test_pace_is_never_in_the_way(monkeypatch: pytest.MonkeyPatch, text: str | None, pace: float) -> None:
+    if text is not None:
+        monkeypatch.setenv("CCORCH_DEMO_PACE", text)
+    assert demo_agent._pace() == pace
+
+
+def test_pace_of_an_instance_reaches_the_program(tmp_path: Path) -> None:
+    paths = Paths(tmp_path, tmp_path / "events.sock", tmp_path / "spool", tmp_path)
+    instance = record(tmp_path, options={"pace": "0.25"})
+    assert DemoAgent().prepare(instance, paths, resume=False, prompt="").environment["CCORCH_DEMO_PACE"] == "0.25"
+    assert "CCORCH_DEMO_PACE" not in DemoAgent().prepare(record(tmp_path), paths, resume=True, prompt="").environment
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("300M", 300 << 20), ("1.5g", 3 << 29), ("64k", 64 << 10), ("5000", 5000), ("0", 4096)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert demo_agent._size(text) == size
+
+
+def test_words_of_commands() -> None:
+    assert demo_agent._last_line("one\n two \n\n") == "two"
+    assert demo_agent._last_line(" \n") == "no output"
+    assert demo_agent._first_line("\n one\ntwo") == "one"
+    assert demo_agent._signal(15) == "SIGTERM"
+    assert demo_agent._signal(77) == "signal 77"
+
+
+def test_report_without_a_duration() -> None:
+    payload: dict[str, object] = {"tool_name": "Bash", "detail": "make", "outcome": "failed: exit code 2"}
+    change = DemoAgent().interpret(record(Path("/")), Report(uuid.uuid4().hex, 7, "PostToolUse", payload, 0.0))
+    assert change.message == "tool Bash: make (failed: exit code 2)"
+    assert change.priority == 5
+    assert "seconds" not in change.data
 
 
 def test_git_is_needed(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
+import select
 import shlex
 import socket
 import statistics
@@ -89,7 +91,9 @@ MEASURED = "import posix, runpy, sys; posix._exit = sys.exit; sys.argv.pop(0); r
 MEASURING = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 
 
-async def run(argv: list[str], paths: Paths | None, payload: bytes = b"") -> Result:
+async def run(
+    argv: list[str], paths: Paths | None, payload: bytes = b"", *, stdin: int = asyncio.subprocess.PIPE
+) -> Result:
     environment = {"PATH": os.defpath, **MEASURING, **(paths.hook_environment() if paths else {})}
     if MEASURING and argv[0] == sys.executable:
         # coverage begins in site, which -S leaves out, and ends in atexit, which _exit does.
@@ -97,12 +101,14 @@ async def run(argv: list[str], paths: Paths | None, payload: bytes = b"") -> Res
         argv = [argv[0], "-I", "-c", MEASURED, *argv[3:]]
     process = await asyncio.create_subprocess_exec(
         *argv,
-        stdin=asyncio.subprocess.PIPE,
+        stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=environment,
     )
-    output, errors = await asyncio.wait_for(process.communicate(payload), 60)
+    output, errors = await asyncio.wait_for(
+        process.communicate(payload if stdin == asyncio.subprocess.PIPE else None), 60
+    )
     assert process.returncode is not None
     return process.returncode, output, errors
 
@@ -268,12 +274,58 @@ async def test_without_arguments(paths: Paths) -> None:
 
 async def test_standard_input_that_stays_open(server: ReportServer, ledger: Ledger, paths: Paths) -> None:
     reader, writer = os.pipe()
-    os.write(writer, b'{"a": 1}')
-    process = await asyncio.create_subprocess_exec(*hook_argv("Stop"), stdin=reader, env=paths.hook_environment())
-    os.close(reader)
-    assert await asyncio.wait_for(process.wait(), 30) == 0
-    os.close(writer)
+    try:
+        os.write(writer, b'{"a": 1}')
+        assert await run(hook_argv("Stop"), paths, stdin=reader) == QUIET
+    finally:
+        os.close(reader)
+        os.close(writer)
     assert ledger.only.payload == {"a": 1}
+
+
+async def test_standard_input_that_comes_slowly(server: ReportServer, ledger: Ledger, paths: Paths) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b'{"a": ')
+    helper = asyncio.create_task(run(hook_argv("Stop"), paths, stdin=reader))
+    while select.select([reader], [], [], 0)[0]:
+        await asyncio.sleep(0)  # until the helper has read the first half
+    os.close(reader)
+
+    def go_on() -> None:
+        os.write(writer, b"1}")
+        os.close(writer)
+
+    asyncio.get_running_loop().call_later(0.4, go_on)  # longer than the pause after which all may be said
+    assert await helper == QUIET
+    assert ledger.only.payload == {"a": 1}
+
+
+async def test_terminal_is_not_read(server: ReportServer, ledger: Ledger, paths: Paths) -> None:
+    outside, inside = pty.openpty()
+    try:
+        os.write(outside, b'{"typed": "for the agent"}\n')
+        assert await run(hook_argv("Stop"), paths, stdin=inside) == QUIET
+        assert ledger.only.payload == {}
+        assert select.select([inside], [], [], 0)[0] == [inside]
+    finally:
+        os.close(outside)
+        os.close(inside)
+
+
+async def test_standard_input_that_cannot_be_read(server: ReportServer, ledger: Ledger, paths: Paths) -> None:
+    unreadable = os.open(os.devnull, os.O_WRONLY)
+    try:
+        assert await run(hook_argv("Stop"), paths, stdin=unreadable) == QUIET
+    finally:
+        os.close(unreadable)
+    assert ledger.only.payload == {}
+
+
+async def test_spool_that_leads_nowhere(paths: Paths) -> None:
+    paths.spool.parent.mkdir(parents=True)
+    paths.spool.symlink_to("nowhere")
+    assert await hook(paths, b"{}") == QUIET
+    assert not paths.spool.exists()
 
 
 async def test_closed_between_receipt_and_answer(paths: Paths, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
